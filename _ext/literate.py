@@ -1,0 +1,103 @@
+"""Render nbdev notebooks as pages: directives become tags and captions, names become links, docments become fields."""
+import inspect
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from fastcore.docments import docments
+
+LIBRARY = Path(__file__).parents[1] / "diffusion_lit"
+DIRECTIVE = re.compile(r"\s*#\s*\|\s*([\w-]+):?\s*(.*)$")
+MARKER = re.compile(r"\s*#\s*NBVAL_\w+\s*$")
+CODE = re.compile(r"(?<![\\}`\[])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
+TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input",
+        "hide_output": "remove-output", "export": "export"}
+FIGURE, IMAGE = {"label": "name", "fig-cap": "caption"}, {"fig-alt": "alt", "fig-width": "width"}
+
+
+@cache
+def modules():
+    "The generated modules in the order of their notebooks."
+    home = {path.stem: re.search(r"File to edit: (\S+)\.$", path.read_text(), re.M) for path in LIBRARY.glob("*.py")}
+    return sorted((name for name in home if home[name]), key=lambda name: home[name][1])
+
+
+@cache
+def targets():
+    "What a name in backticks links to: `sample`, `sampler.sample` and `sampler` alike."
+    from diffusion_lit._modidx import d
+    full = {name for names in d["syms"].values() for name in names if not re.search(r"\._", name)}
+    full |= {f"diffusion_lit.{name}" for name in modules()}
+    # The shortest form wins where two names end alike; a module yields to nothing.
+    return {".".join(name.split(".")[i:]): name for name in sorted(full, key=lambda n: -n.count("."))
+            for i in (0, 1, 2) if i < name.count(".") + 1}
+
+
+def link(text):
+    "Turn `name` into a link to its entry on the API page, outside code fences and headings."
+    lines, fence = [], None
+    for line in text.splitlines():
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and (fence is None or line.strip() == fence): fence = mark[1] if fence is None else None
+        if fence is None and not mark and not line.startswith("#"):
+            line = CODE.sub(lambda m: f"{{py:obj}}`{m[1]}{m[2] or ''} <{targets()[m[1]]}>`" if m[1] in targets() else m[0], line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def render_code(cell):
+    "Move a code cell's directives from its source to its metadata."
+    lines, found = "".join(cell["source"]).splitlines(), {}
+    while lines and (m := DIRECTIVE.match(lines[0])): found[m[1]], lines = m[2], lines[1:]
+    cell["source"] = "\n".join(line for line in lines if not MARKER.match(line))
+    options = {kind: {names[k]: v for k, v in found.items() if k in names} for kind, names in (("figure", FIGURE), ("image", IMAGE))}
+    if "caption" in options["figure"]: options["figure"]["caption"] = link(options["figure"]["caption"])
+    cell["metadata"].setdefault("mystnb", {}).update({kind: value for kind, value in options.items() if value})
+    cell["metadata"]["tags"] = sorted({*cell["metadata"].get("tags", []), *(TAGS[k] for k in found if k in TAGS)})
+
+
+def source_read(app, docname, source):
+    "Rewrite a page before it is parsed; the file itself stays what nbdev and Jupyter know."
+    if not docname.startswith("nbs/"): return
+    app.env.note_dependency(str(LIBRARY / "_modidx.py"))
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        nb = json.loads(source[0])
+        for cell in nb["cells"]:
+            if cell["cell_type"] == "code": render_code(cell)
+            else: cell["source"] = link("".join(cell["source"]))
+        source[0] = json.dumps(nb)
+    else: source[0] = link(source[0]).replace("{{ modules }}", api())
+
+
+def api():
+    "The body of the API page."
+    return "\n\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: diffusion_lit.{name}\n"
+                       "   :members:\n   :undoc-members:\n   :special-members: __call__\n```" for name in modules())
+
+
+def rst(text):
+    "A docstring's Markdown (`code`, $math$) in reStructuredText, with nothing else special."
+    def piece(part):
+        if part.startswith("$"): return f":math:`{part.strip('$')}`"
+        if not part.startswith("`"): return re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
+        name = part.strip("`")
+        return f":py:obj:`{name} <{targets()[name]}>`" if name in targets() else f"``{name}``"
+    return "".join(map(piece, re.split(r"(`+[^`]+`+|\$[^$]+\$)", text)))
+
+
+def docstring(app, what, name, obj, options, lines):
+    "Docstrings in Markdown, and docments as a table of parameters."
+    lines[:] = map(rst, lines)
+    if not (inspect.isroutine(obj) or inspect.isclass(obj)): return
+    try: comments = docments(obj, full=True, returns=what != "class")
+    except (OSError, SyntaxError, TypeError): return           # no source to read comments from
+    said = {k: v["docment"] for k, v in comments.items() if v.get("docment")}
+    fields = [f":{'returns' if k == 'return' else f'param {k}'}: {rst(' '.join(v.split()))}" for k, v in said.items()]
+    if fields: lines += ["", *fields, ""]
+
+
+def setup(app):
+    app.connect("source-read", source_read)
+    app.connect("autodoc-process-docstring", docstring)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
