@@ -82,7 +82,7 @@ class _Breaks(ast.NodeVisitor):
         if isinstance(value, bool): return self.put(node, str(not value), "boolean")
         if isinstance(value, complex) or value != value: return
         tiny = isinstance(value, float) and 0 < abs(value) < 1e-5
-        for new in ([0., 1.] if tiny else [-value, 0, value + 1] if value < 0 else [value * 2, value + 1, value * 0]):
+        for new in ([0., 1.] if tiny else [-value, value * 2, 0] if value < 0 else [value * 2, value + 1, 0 * value]):
             self.put(node, repr(new), kind)
 
     # what is left alone

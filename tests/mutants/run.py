@@ -137,10 +137,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--number", type=int, default=60)
-    p.add_argument("--modules", nargs="*", help="only these modules, e.g. mixture sde")
+    p.add_argument("--modules", nargs="*", help="these modules (default: all but the page's own tool, 00)")
     p.add_argument("--only", nargs="*", help="run these mutants (identifiers)")
     p.add_argument("--list", action="store_true", help="print the mutants drawn and stop")
-    p.add_argument("--all", action="store_true", help="with --list: every mutant there is")
+    p.add_argument("--all", action="store_true", help="every mutant there is, instead of a draw")
     p.add_argument("--own", action="store_true", help="ask only the chapter's own notebook")
     p.add_argument("--trust", action="store_true", help="do not run the unbroken copy first")
     p.add_argument("--workers", type=int, default=2)
@@ -155,7 +155,8 @@ def main():
         for notebook in sorted((base / "nbs").glob("[0-9]*.ipynb")):
             found, n = mutants_of(notebook)
             module = found[0].module if found else ""
-            if found and module in (a.modules or [module]): mutants[module], lines[module] = found, n
+            wanted = module in a.modules if a.modules else notebook.name > "01"
+            if found and wanted: mutants[module], lines[module] = found, n
         every = [m for ms in mutants.values() for m in ms]
         if not every: raise SystemExit("no exported cell to break")
         print(f"{len(every)} mutants in", ", ".join(f"{k} ({len(v)}, {lines[k]} lines)" for k, v in mutants.items()))
@@ -184,7 +185,8 @@ def main():
                 results.append(r)
                 print(f"{r['id']:18}{r['by']:9}{r['seconds']:6.0f} s  {r['who']}  {r['why']}", flush=True)
                 if r["by"] == "survived": print(r["diff"], flush=True)
-                if a.json: a.json.write_text(json.dumps(dict(seed=a.seed, number=a.number, results=results), indent=1) + "\n")
+                record = dict(seed=a.seed, number=a.number, results=results)
+                if a.json: a.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
         table(results)
 
 
