@@ -141,7 +141,7 @@ def live():
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel") and not os.environ.get("DIFFUSION_LIT_STATIC")
 
-# %% ../nbs/00_page.ipynb #4d9320f7
+# %% ../nbs/00_page.ipynb #15ca920f
 def widget(
     draw,      # function that makes a matplotlib figure from the controls' values
     controls,  # name -> list of values
@@ -150,7 +150,7 @@ def widget(
     w = need("ipywidgets", "page")
     sliders = {name: w.SelectionSlider(options=[(say(v), v) for v in values], value=values[len(values) // 2], description=name)
                for name, values in controls.items()}
-    return w.interactive(lambda **values: draw(**values) and None, **sliders)
+    return w.interactive(draw, **sliders)
 
 # %% ../nbs/00_page.ipynb #8d08cd24
 def explore(

@@ -1,0 +1,90 @@
+"""Every page, opened from the disk in a Chromium without a network: nothing fails, nothing leaves, everything shows."""
+import os
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+from test_book import HTML, PAGES
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "phone": ("light", 390)}
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: pages not opened (apt-get install chromium, or set CHROMIUM)")
+
+FAULTS = r"""() => {
+  const text = document.querySelector("main").cloneNode(true), faults = [];
+  text.querySelectorAll("code, pre, script, mjx-container").forEach(node => node.remove());
+  const tex = text.textContent.match(/.{0,20}(\$|\\[(\[]|\\[a-z]+[ {]).{0,20}/g);
+  if (tex) faults.push(...tex.map(s => "raw TeX: " + s));
+  document.querySelectorAll("mjx-merror").forEach(node => faults.push("MathJax: " + node.textContent));
+  document.querySelectorAll("img").forEach(img => {
+    if (!img.complete || !img.naturalWidth) faults.push("broken image: " + img.src.slice(0, 80));
+    if (!img.alt) faults.push("no description: " + img.src.slice(0, 80));
+  });
+  const wide = document.documentElement.scrollWidth - window.innerWidth;
+  if (wide > 0) faults.push("wider than the window by " + wide);
+  return faults;
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium(book):
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    "Open a page under a look; at the end, no error was logged and nothing but files was asked for."
+    faults, contexts = [], []
+
+    def go(page, look="light", query="", **options):
+        scheme, width = LOOKS[look]
+        context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda m: m.type in ("error", "warning") and faults.append(f"console: {m.text}"))
+        tab.on("pageerror", lambda e: faults.append(f"error: {e}"))
+        tab.on("request", lambda r: r.url.startswith(("file:", "data:")) or faults.append(f"request: {r.url}"))
+        tab.goto((HTML / page).as_uri() + query)
+        if options.get("java_script_enabled", True): tab.evaluate("window.MathJax?.startup?.promise.then(() => null)")
+        return tab
+
+    yield go
+    for context in contexts: context.close()
+    assert not faults
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_whole(visit, page, look):
+    tab = visit(page, look)
+    assert tab.evaluate(FAULTS) == []
+    assert tab.evaluate("document.documentElement.dataset.theme") == LOOKS[look][0]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page[4].isdigit()])
+def test_a_slider_turns_the_picture(visit, page):
+    tab = visit(page)
+    for box in tab.query_selector_all(".flipbook"):
+        image, inputs = box.query_selector("img"), box.query_selector_all("input")
+        assert inputs
+        for control in inputs:
+            saw = lambda: (image.get_attribute("src"), control.evaluate("input => input.nextElementSibling.value"))
+            before = saw()
+            control.press("ArrowLeft")              # it opens in the middle, so there is room on the left
+            after = saw()
+            assert after[0] != before[0] and after[1] != before[1] == control.evaluate("input => input.labels[0].innerText").split()[-1]
+            assert control.get_attribute("aria-valuetext") == after[1]
+
+
+def test_a_flipbook_without_scripts_is_a_still(visit):
+    tab = visit("nbs/00_page.html", java_script_enabled=False)
+    assert tab.query_selector(".flipbook img").is_visible() and not tab.query_selector(".flipbook input").is_visible()
+
+
+def test_search_finds_a_word(visit):
+    tab = visit("search.html", query="?q=flipbook")
+    tab.wait_for_selector("ul.search li a")
+    assert any("00_page.html" in link.get_attribute("href") for link in tab.query_selector_all("ul.search li a"))
