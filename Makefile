@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 
 .PHONY: help
 help:
-	@sed -n 's/^\([a-z]*\):.*## /make \1@/p' Makefile | column -t -s@
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
 .PHONY: book
 book: $(READY)  ## build the book strictly: any warning is an error

@@ -11,6 +11,7 @@ LIBRARY = Path(__file__).parents[1] / "diffusion_lit"
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([\w-]+):?\s*(.*)$")
 MARKER = re.compile(r"\s*#\s*NBVAL_\w+\s*$")
 CODE = re.compile(r"(?<![\\}`\[])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
+ONLINE = re.compile(r'<link rel="preload" as="font"[^>]*>\s*|<script>const THEBE_JS_URL[^<]*</script>\s*|<script[^>]*sphinx-thebe.js[^>]*></script>\s*')
 TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input",
         "hide_output": "remove-output", "export": "export"}
 FIGURE, IMAGE = {"label": "name", "fig-cap": "caption"}, {"fig-alt": "alt", "fig-width": "width"}
@@ -97,7 +98,14 @@ def docstring(app, what, name, obj, options, lines):
     if fields: lines += ["", *fields, ""]
 
 
+def offline(app, exception):
+    "Drop what a page opened from the disk cannot use: font preloads (refused there) and the launcher of remote kernels."
+    for page in Path(app.outdir).glob("**/*.html") if app.builder.format == "html" else ():
+        page.write_text(ONLINE.sub("", page.read_text()))
+
+
 def setup(app):
     app.connect("source-read", source_read)
+    app.connect("build-finished", offline)
     app.connect("autodoc-process-docstring", docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
