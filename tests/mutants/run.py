@@ -14,7 +14,7 @@ import psutil
 from places import mutants_of
 
 LIB, ROOT = "diffusion_lit", Path(__file__).resolve().parents[2]
-NOT_A_JURY = ("test_book", "browser")      # these judge the page, not the library
+NOT_A_JURY = ("test_book", "test_browser")      # these judge the page, not the library
 JURIES = ("own", "later", "tests")
 
 
