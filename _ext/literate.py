@@ -80,10 +80,10 @@ def api():
 def rst(text):
     "A docstring's Markdown (`code`, $math$) in reStructuredText, with nothing else special."
     def piece(part):
-        if part.startswith("$"): return f":math:`{part.strip('$')}`"
+        if part.startswith("$"): return f"\\ :math:`{part.strip('$')}`\\ "
         if not part.startswith("`"): return re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
         name = part.strip("`")
-        return f":py:obj:`{name} <{targets()[name]}>`" if name in targets() else f"``{name}``"
+        return rf"\ :py:obj:`{name} <{targets()[name]}>`\ " if name in targets() else rf"\ ``{name}``\ "
     return "".join(map(piece, re.split(r"(`+[^`]+`+|\$[^$]+\$)", text)))
 
 
