@@ -2,6 +2,7 @@
 import inspect
 import json
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,8 @@ LIBRARY = Path(__file__).parents[1] / "diffusion_lit"
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([\w-]+):?\s*(.*)$")
 MARKER = re.compile(r"\s*#\s*NBVAL_\w+\s*$")
 CODE = re.compile(r"(?<![\\}`\[])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
-ONLINE = re.compile(r'<link rel="preload" as="font"[^>]*>\s*|<script>const THEBE_JS_URL[^<]*</script>\s*|<script[^>]*sphinx-thebe.js[^>]*></script>\s*')
+ONLINE = re.compile(r'\s*(<link rel="preload" as="font"[^>]*>|<script>const THEBE_JS_URL[^<]*</script>'
+                    r'|<script[^>]*sphinx-thebe.js[^>]*></script>)')
 TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input",
         "hide_output": "remove-output", "export": "export"}
 FIGURE, IMAGE = {"label": "name", "fig-cap": "caption"}, {"fig-alt": "alt", "fig-width": "width"}
@@ -26,13 +28,14 @@ def modules():
 
 @cache
 def targets():
-    "What a name in backticks links to: `sample`, `sampler.sample` and `sampler` alike."
+    "What a name in backticks links to: `sample`, `sampler.sample`, `sampler`; a method only with its class, and no one-letter symbol."
     from diffusion_lit._modidx import d
-    full = {name for names in d["syms"].values() for name in names if not re.search(r"\._", name)}
-    full |= {f"diffusion_lit.{name}" for name in modules()}
-    # The shortest form wins where two names end alike; a module yields to nothing.
-    return {".".join(name.split(".")[i:]): name for name in sorted(full, key=lambda n: -n.count("."))
-            for i in (0, 1, 2) if i < name.count(".") + 1}
+    full = {f"diffusion_lit.{name}" for name in modules()}
+    full |= {name for names in d["syms"].values() for name in names if not re.search(r"\._", name)}
+    found = {}
+    for parts in sorted((name.split(".") for name in full), key=len):
+        for i in range(min(len(parts), 3)): found[".".join(parts[i:])] = ".".join(parts)
+    return {name: target for name, target in found.items() if len(name) > 2}
 
 
 def link(text):
@@ -49,12 +52,12 @@ def link(text):
 
 def render_code(cell):
     "Move a code cell's directives from its source to its metadata."
-    lines, found = "".join(cell["source"]).splitlines(), {}
+    lines, found = [line for line in "".join(cell["source"]).splitlines() if not MARKER.match(line)], {}
     while lines and (m := DIRECTIVE.match(lines[0])): found[m[1]], lines = m[2], lines[1:]
-    cell["source"] = "\n".join(line for line in lines if not MARKER.match(line))
-    options = {kind: {names[k]: v for k, v in found.items() if k in names} for kind, names in (("figure", FIGURE), ("image", IMAGE))}
-    if "caption" in options["figure"]: options["figure"]["caption"] = link(options["figure"]["caption"])
-    cell["metadata"].setdefault("mystnb", {}).update({kind: value for kind, value in options.items() if value})
+    cell["source"] = "\n".join(lines)
+    for kind, names in (("figure", FIGURE), ("image", IMAGE)):
+        if options := {names[k]: link(v) if k == "fig-cap" else v for k, v in found.items() if k in names}:
+            cell["metadata"].setdefault("mystnb", {})[kind] = options
     cell["metadata"]["tags"] = sorted({*cell["metadata"].get("tags", []), *(TAGS[k] for k in found if k in TAGS)})
 
 
@@ -77,25 +80,25 @@ def api():
                        "   :members:\n   :undoc-members:\n   :special-members: __call__\n```" for name in modules())
 
 
-def rst(text):
-    "A docstring's Markdown (`code`, $math$) in reStructuredText, with nothing else special."
+def rst(text, own=()):
+    "A docstring's Markdown (`code`, $math$) in reStructuredText, nothing else special; a function's own parameters are no links."
     def piece(part):
         if part.startswith("$"): return f"\\ :math:`{part.strip('$')}`\\ "
         if not part.startswith("`"): return re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part)
         name = part.strip("`")
-        return rf"\ :py:obj:`{name} <{targets()[name]}>`\ " if name in targets() else rf"\ ``{name}``\ "
+        return rf"\ :py:obj:`{name} <{targets()[name]}>`\ " if name in targets() and name not in own else rf"\ ``{name}``\ "
     return "".join(map(piece, re.split(r"(`+[^`]+`+|\$[^$]+\$)", text)))
 
 
 def docstring(app, what, name, obj, options, lines):
     "Docstrings in Markdown, and docments as a table of parameters."
-    lines[:] = map(rst, lines)
-    if not (inspect.isroutine(obj) or inspect.isclass(obj)): return
-    try: comments = docments(obj, full=True, returns=what != "class")
-    except (OSError, SyntaxError, TypeError): return           # no source to read comments from
+    comments = {}
+    if inspect.isroutine(obj) or inspect.isclass(obj):
+        with suppress(OSError, SyntaxError, TypeError):         # no source to read comments from
+            comments = docments(obj, full=True, returns=what != "class")
     said = {k: v["docment"] for k, v in comments.items() if v.get("docment")}
-    fields = [f":{'returns' if k == 'return' else f'param {k}'}: {rst(' '.join(v.split()))}" for k, v in said.items()]
-    if fields: lines += ["", *fields, ""]
+    fields = [f":{'returns' if k == 'return' else f'param {k}'}: {' '.join(v.split())}" for k, v in said.items()]
+    lines[:] = [rst(line, comments) for line in lines + [""] * bool(fields) + fields]
 
 
 def offline(app, exception):

@@ -43,8 +43,8 @@ def test_importing_the_package_is_light():
 
 def test_every_public_name_is_found_from_the_top():
     python("import diffusion_lit as d\n"
-           "for name in d._names: assert getattr(d, name).__name__ == name or name in d._modules, name\n"
            "assert {*d._names, *d._modules} <= {*dir(d)}\n"
+           "for name in d._names: assert getattr(d, name).__name__ == name or name in d._modules, name\n"
            "try: d.nothing\n"
            "except AttributeError as e: assert 'nothing' in str(e)\n"
            "else: raise AssertionError")
