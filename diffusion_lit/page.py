@@ -27,18 +27,19 @@ def need(
     except ModuleNotFoundError as e:
         raise ImportError(f"{name} is missing; install it with: pip install 'diffusion_lit[{extra}]'") from e
 
-# %% ../nbs/00_page.ipynb #09a2c21b
+# %% ../nbs/00_page.ipynb #9402e0a6
 def choices(
     controls,  # name -> values
 ):
     "Each control's values as a list; ValueError or TypeError where there is nothing to choose from."
-    if not controls: raise ValueError("explore needs a control, such as explore(draw, alt=..., sigma=[0.1, 1.])")
+    if not controls: raise ValueError("explore needs a control, such as sigma=[0.1, 1.]")
     for name, values in controls.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise TypeError(f"control {name!r} should be a sequence of values, got {values!r}")
-    lists = {name: [v.item() if hasattr(v, "item") else v for v in values] for name, values in controls.items()}
-    if empty := [name for name, values in lists.items() if not values]: raise ValueError(f"control {empty[0]!r} has no values")
-    return lists
+    found = {name: [v.item() if hasattr(v, "item") else v for v in values] for name, values in controls.items()}
+    for name, values in found.items():
+        if not values: raise ValueError(f"control {name!r} has no values")
+    return found
 
 # %% ../nbs/00_page.ipynb #d4be34a1
 def picture(
@@ -100,7 +101,7 @@ def say(
     "How a slider shows a value: numbers with four digits."
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/00_page.ipynb #731ceca3
+# %% ../nbs/00_page.ipynb #e731c4e4
 class Flipbook:
     "Frames drawn in advance for every combination of the controls. ValueError if they are too many or too large."
 
@@ -115,17 +116,19 @@ class Flipbook:
         sizes = [len(values) for values in controls.values()]
         if math.prod(sizes) > 60: raise ValueError(f"{math.prod(sizes)} frames are too many: 60 at most")
         self.start = [n // 2 for n in sizes]
-        pngs = [picture(draw, dict(zip(controls, values))) for values in itertools.product(*controls.values())]
+        combinations = itertools.product(*controls.values())
+        pngs = [picture(draw, dict(zip(controls, values))) for values in combinations]
         self.png, self.frames = pngs[frame_number(self.start, sizes)], [webp(png) for png in pngs]
-        total = sum(map(len, self.frames))
-        if total > budget: raise ValueError(f"{len(pngs)} frames take {total} bytes, more than {budget}: draw fewer or smaller ones")
+        size = sum(map(len, self.frames))
+        if size > budget: raise ValueError(f"the frames take {size} bytes, {budget} at most: fewer or smaller")
 
     def html(self):
         "The still picture, the sliders, and the script that joins them."
         urls = ["data:image/webp;base64," + base64.b64encode(frame).decode() for frame in self.frames]
-        k = frame_number(self.start, [len(says) for says in self.says.values()])
+        k = frame_number(self.start, map(len, self.says.values()))
         still, urls[k] = urls[k], None
-        sliders = (_control.format(html.escape(name), len(says) - 1, c) for (name, says), c in zip(self.says.items(), self.start))
+        sliders = (_control.format(html.escape(name), len(says) - 1, c)
+                   for (name, says), c in zip(self.says.items(), self.start))
         data = json.dumps([urls, [*self.says.values()], k]).replace("<", "\\u003c")
         return (f'<div class="flipbook">\n<img alt="{html.escape(self.alt)}" src="{still}">\n'
                 f"<p hidden>{' '.join(sliders)}</p>\n<script>{_script % data}</script>\n</div>")
@@ -141,14 +144,15 @@ def live():
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel") and not os.environ.get("DIFFUSION_LIT_STATIC")
 
-# %% ../nbs/00_page.ipynb #15ca920f
+# %% ../nbs/00_page.ipynb #71a78ea6
 def widget(
     draw,      # function that makes a matplotlib figure from the controls' values
     controls,  # name -> list of values
 ):
     "An ipywidgets slider for each control; moving one calls `draw` again."
     w = need("ipywidgets", "page")
-    sliders = {name: w.SelectionSlider(options=[(say(v), v) for v in values], value=values[len(values) // 2], description=name)
+    sliders = {name: w.SelectionSlider(options=[(say(v), v) for v in values], description=name,
+                                       value=values[len(values) // 2])
                for name, values in controls.items()}
     return w.interactive(draw, **sliders)
 
