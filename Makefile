@@ -12,6 +12,7 @@ help:
 
 .PHONY: book
 book: $(READY)  ## build the book strictly: any warning is an error
+	@rm -rf _build/html
 	$(BIN)/jb build --all . -W -n --keep-going
 	@echo; echo "The book: file://$(CURDIR)/_build/html/index.html"
 
@@ -43,7 +44,7 @@ clean:  ## remove what was built, the environment included
 $(READY): constraints.txt pyproject.toml settings.ini
 	@command -v git >/dev/null || { echo "git is missing: install it first" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing). Try make PYTHON=/path/to/python3" >&2; exit 1; }
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) -V 2>/dev/null || echo missing or broken). Try make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "Python's venv module is missing (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv

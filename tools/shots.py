@@ -16,7 +16,7 @@ def main():
         browser = p.chromium.launch(executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=["--no-sandbox"])
         for look, (scheme, width) in LOOKS.items():
             page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
-            for path in sorted(HTML.rglob("*.html")):
+            for path in sorted([*HTML.glob("*.html"), *HTML.glob("nbs/*.html")]):
                 page.goto(path.as_uri())
                 page.wait_for_function("!window.MathJax || MathJax.startup?.promise.then(() => true)")
                 page.screenshot(path=shots / f"{path.stem}-{look}.png", full_page=True)
