@@ -46,7 +46,7 @@ class TimeEmbedding(nn.Module):
         ωc = c[:, None] * self.frequencies
         return torch.cat([c[:, None] if o == "raw" else getattr(ωc, o)() for o in self.order], -1)
 
-# %% ../nbs/05_network.ipynb #fe4f48ac
+# %% ../nbs/05_network.ipynb #7ca04199
 class Condition(nn.Module):
     "Noise level, label and context as one vector (eq-condition); -1, or None, is no label."
     def __init__(
@@ -57,6 +57,7 @@ class Condition(nn.Module):
         context: int = 0, # length of the free context
     ):
         super().__init__()
+        if isinstance(time, int) and time % 2: raise ValueError(f"waves come in pairs, so time must be even, got {time}")
         self.time = TimeEmbedding(frequencies(time // 2)) if isinstance(time, int) else time
         self.mlp = nn.Sequential(nn.Linear(self.time.size, size), nn.SiLU(), nn.Linear(size, size))
         self.label = nn.Embedding(classes + 1, size) if classes else None       # row 0: no label

@@ -5,7 +5,7 @@ and, with names translated here by hand, for the layout of pesser and ermongroup
 network for that one. No second program exists for EHRDiff's LinearModel, so `test_ehrdiff` compares with the published
 equations written out: equality with its authors' program is unverified.
 """
-import importlib.util, json, math, re, sys, types
+import importlib.util, inspect, json, math, re, sys, types
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from diffusion_lit.network import MLP, UNet, load_checkpoint
+from diffusion_lit.network import MLP, UNet, diffusers_config, load_checkpoint
 
 
 def shaken(net, seed=0):
@@ -78,6 +78,13 @@ def test_diffusers_old_names(tmp_path):
     reference.save_config(tmp_path)
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
     same(load_checkpoint(tmp_path), lambda x, t: reference(x, t).sample, 3)
+
+
+def test_diffusers_defaults():
+    "What config.json leaves out is what diffusers would take."
+    from diffusers import UNet2DModel
+    theirs = {k: p.default for k, p in inspect.signature(UNet2DModel.__init__).parameters.items()}
+    for k, v in diffusers_config({}).items(): assert v == (list(theirs[k]) if isinstance(v, list) else theirs[k]), k
 
 
 @pytest.mark.parametrize("change", [dict(act_fn="gelu"), dict(class_embed_type="timestep"), dict(time_embedding_type="fourier"),
@@ -266,6 +273,10 @@ def test_ehrdiff(hidden, fourier, classes, wrapped, tmp_path):
     theirs, ours = (torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, -1, 0])) if classes else (None, None)
     with torch.no_grad():
         torch.testing.assert_close(net(x, c, ours), linear_model_by_hand(state, blocks, x, c, theirs), atol=1e-5, rtol=1e-5)
+        half = {k: v.half() for k, v in state.items()}
+        torch.save(half, tmp_path / "half.pth")
+        expected = linear_model_by_hand({k: v.float() for k, v in half.items()}, blocks, x, c, theirs)
+        torch.testing.assert_close(load_checkpoint(tmp_path / "half.pth")(x, c, ours), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_ehrdiff_published_sizes(tmp_path):
