@@ -15,7 +15,7 @@ FAULTS = r"""() => {
   text.querySelectorAll("code, pre, script, mjx-container").forEach(node => node.remove());
   const tex = text.textContent.match(/.{0,20}(\$|\\[(\[]|\\[a-z]+[ {]).{0,20}/g);
   if (tex) faults.push(...tex.map(s => "raw TeX: " + s));
-  document.querySelectorAll("mjx-merror").forEach(node => faults.push("MathJax: " + node.textContent));
+  document.querySelectorAll("mjx-merror, mjx-container [style*='color: red']").forEach(node => faults.push("MathJax: " + node.outerHTML));
   document.querySelectorAll("img").forEach(img => {
     if (!img.complete || !img.naturalWidth) faults.push("broken image: " + img.src.slice(0, 80));
     if (!img.alt) faults.push("no description: " + img.src.slice(0, 80));

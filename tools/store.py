@@ -24,7 +24,7 @@ def stable(path, i, output):
 def store(path):
     "Execute one notebook in its own folder and write it back; an error leaves the file as it was."
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=180, kernel_name="python3", extra_arguments=["--log-level=ERROR"], record_timing=False,
+    NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"], record_timing=False,
                    coalesce_streams=True, resources={"metadata": {"path": path.parent}}).execute()
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     for i, cell in enumerate(code): cell.outputs = [o for output in cell.outputs if (o := stable(path, i, output))]
