@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['karras_sigmas', 'log_sigmas', 'ddim_steps', 'ddim_sigmas', 'check_sigmas', 'split', 'euler', 'heun', 'dpmpp_2m',
-           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'StepReport', 'check_start', 'in_batches',
+           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'check_start', 'StepReport', 'in_batches',
            'sample', 'edm_churn']
 
 # %% ../nbs/04_sampler.ipynb #9abd8d44
@@ -187,16 +187,6 @@ def estimate(
         if correct and not keep_noise: ν = (z - x0) / sigma
     return x0.detach(), ν.detach(), plain.detach()
 
-# %% ../nbs/04_sampler.ipynb #b4f572e0
-class StepReport(NamedTuple):
-    "What a callback is told after each step."
-    index: int # 0 … steps − 1
-    sigma: float # where the step began
-    sigma_next: float # where it ended
-    x0: Tensor # the clean estimate that was used
-    z: Tensor # the points at `sigma_next`
-    rows: slice # which rows of the whole these are
-
 # %% ../nbs/04_sampler.ipynb #90a5e468
 def check_start(
     z: Tensor, # noisy points
@@ -211,6 +201,16 @@ def check_start(
     if batch is not None and batch < 1: raise ValueError(f"batch must be at least 1, got {batch}")
     for k, v in condition.items():
         if isinstance(v, Tensor) and v.ndim and len(v) != len(z): raise ValueError(f"condition {k!r} must have {len(z)} rows, got {len(v)}")
+
+# %% ../nbs/04_sampler.ipynb #b4f572e0
+class StepReport(NamedTuple):
+    "What a callback is told after each step."
+    index: int # 0 … steps − 1
+    sigma: float # where the step began
+    sigma_next: float # where it ended
+    x0: Tensor # the clean estimate that was used
+    z: Tensor # the points at `sigma_next`
+    rows: slice # which rows of the whole these are
 
 # %% ../nbs/04_sampler.ipynb #31bb95c4
 def in_batches(
