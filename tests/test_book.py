@@ -38,7 +38,7 @@ def test_every_bibliography_entry_is_cited():
 
 
 def test_every_label_is_used():
-    labels = re.findall(r"\$\$ \((eq-[\w-]+)\)", TEXT) + re.findall(r"#\| label: (fig-[\w-]+)", TEXT)
+    labels = re.findall(r"\$\$ \((eq-[\w-]+)\)", TEXT) + re.findall(r"(?:#\| label|:name): (fig-[\w-]+)", TEXT)
     assert len(labels) == len(set(labels))
     assert not [label for label in labels if len(re.findall(rf"{label}(?![\w-])", TEXT)) < 2]
 
