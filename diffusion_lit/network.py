@@ -46,7 +46,7 @@ class TimeEmbedding(nn.Module):
         ωc = c[:, None] * self.frequencies
         return torch.cat([c[:, None] if o == "raw" else getattr(ωc, o)() for o in self.order], -1)
 
-# %% ../nbs/05_network.ipynb #7ca04199
+# %% ../nbs/05_network.ipynb #6d0917e9
 class Condition(nn.Module):
     "Noise level, label and context as one vector (eq-condition); -1, or None, is no label."
     def __init__(
@@ -57,8 +57,10 @@ class Condition(nn.Module):
         context: int = 0, # length of the free context
     ):
         super().__init__()
-        if isinstance(time, int) and time % 2: raise ValueError(f"waves come in pairs, so time must be even, got {time}")
-        self.time = TimeEmbedding(frequencies(time // 2)) if isinstance(time, int) else time
+        if isinstance(time, int):
+            if time % 2: raise ValueError(f"waves come in pairs, so time must be even, got {time}")
+            time = TimeEmbedding(frequencies(time // 2))
+        self.time = time
         self.mlp = nn.Sequential(nn.Linear(self.time.size, size), nn.SiLU(), nn.Linear(size, size))
         self.label = nn.Embedding(classes + 1, size) if classes else None       # row 0: no label
         self.context = nn.Linear(context, size, bias=False) if context else None
@@ -70,7 +72,7 @@ class Condition(nn.Module):
         if self.label is not None: e = e + self.label(label + 1)
         return e if context is None else e + self.context(context)
 
-# %% ../nbs/05_network.ipynb #4b295bd7
+# %% ../nbs/05_network.ipynb #72762e43
 def check_condition(
     net: Condition, # what the arguments are for
     batch: int, # rows
@@ -79,8 +81,9 @@ def check_condition(
     context: Tensor | None, # `[batch, context]`
 ) -> tuple[Tensor, Tensor | None]: # c_noise `[1 or batch]` and label `[batch]`, ready to use
     "Raises ValueError or TypeError with the offending name, shape or value."
-    c = torch.as_tensor(c_noise, dtype=net.time.frequencies.dtype, device=net.time.frequencies.device)
-    if c.shape not in ((), (batch,)): raise ValueError(f"c_noise must be a number or [{batch}], got shape {tuple(c.shape)}")
+    c = torch.as_tensor(c_noise).to(net.time.frequencies)
+    if c.shape not in ((), (batch,)):
+        raise ValueError(f"c_noise must be a number or [{batch}], got shape {tuple(c.shape)}")
     if label is not None:
         if net.label is None: raise ValueError("label given, but the network was built with classes=0")
         if label.shape != (batch,): raise ValueError(f"label must be [{batch}], got shape {tuple(label.shape)}")
@@ -148,7 +151,7 @@ class MLP(nn.Module):
         for layer in self.layers: h = layer(h, e)
         return h
 
-# %% ../nbs/05_network.ipynb #fe3d5436
+# %% ../nbs/05_network.ipynb #b688193f
 class ResBlock(nn.Module):
     "Two convolutions beside a shortcut, conditioned in between (eq-film)."
     def __init__(
@@ -165,7 +168,8 @@ class ResBlock(nn.Module):
         super().__init__()
         self.way, self.scale_shift, self.dropout = way, scale_shift, nn.Dropout(dropout)
         self.norm1, self.norm2 = nn.GroupNorm(groups, inputs, eps), nn.GroupNorm(groups, outputs, eps)
-        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1), zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.emb = nn.Linear(size, 2 * outputs if scale_shift else outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -294,7 +298,7 @@ class Style:
         if layers and attention: layers["attention"] = self.attention(place.outs)
         return Step(layers | (dict(resample=self.resize(place.outs, way)) if place.resample else {}))
 
-# %% ../nbs/05_network.ipynb #840e7c3c
+# %% ../nbs/05_network.ipynb #9a2fe107
 class UNet(nn.Module):
     "A U-Net for images, told the noise level and, if wanted, a label and a context."
     def __init__(
@@ -312,7 +316,8 @@ class UNet(nn.Module):
         **style, # heads, head_width, groups, eps, dropout, scale_shift, resample: see `Style`
     ):
         super().__init__()
-        channels, make = [round(width * m) for m in mults], check_style(Style(4 * width, **style), width, mults, attention)
+        make = check_style(Style(4 * width, **style), width, mults, attention)
+        channels = [round(width * m) for m in mults]
         self.inputs, self.places = inputs, dict(zip(("down", "up"), topology(channels, blocks)))
         self.condition = Condition(time or width, 4 * width, classes, context)
         self.stem = nn.Conv2d(inputs, channels[0], 3, padding=1)
@@ -328,7 +333,8 @@ class UNet(nn.Module):
         "ValueError where `x` has other channels, or sides that cannot be halved often enough."
         k = 2**self.places["down"][-1].level
         if x.ndim != 4 or x.shape[1] != self.inputs or x.shape[2] % k or x.shape[3] % k:
-            raise ValueError(f"x must be [batch, {self.inputs}, H, W] with H and W divisible by {k}, got {tuple(x.shape)}")
+            expected = f"[batch, {self.inputs}, H, W] with H and W divisible by {k}"
+            raise ValueError(f"x must be {expected}, got {tuple(x.shape)}")
         e = F.silu(self.condition(len(x), c_noise, label, context))
         h = self.stem(x)
         bridges = [h]
@@ -369,7 +375,7 @@ def read_weights(
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ValueError(f"{path} cannot be read as plain tensors: {reason}") from e
 
-# %% ../nbs/05_network.ipynb #f6dbdc31
+# %% ../nbs/05_network.ipynb #5b3ac3d0
 def unpack_weights(
     saved, # what `read_weights` returned
     ema: bool = True, # take the moving average of the weights where there is one
@@ -377,12 +383,12 @@ def unpack_weights(
     "The dictionary of weights inside a checkpoint; ValueError where there is none."
     if isinstance(saved, (list, tuple)) and saved:                           # [model, optimizer, epoch, step, ema]
         saved = saved[4] if ema and len(saved) > 4 else saved[0]
-    elif isinstance(saved, dict) and isinstance(saved.get("model"), dict):   # {"model": ..., "ema": {"shadow_params": [...]}}
-        mean, saved = saved.get("ema"), saved["model"]
-        if ema and mean:
+    elif isinstance(saved, dict) and isinstance(saved.get("model"), dict):   # {"model": ..., "ema": ...}
+        average, saved = saved.get("ema"), saved["model"]
+        if ema and average:
             names = [k for k in saved if not k.endswith("time_embedding.0.weights")]       # frozen, so not averaged
-            if len(names) != len(mean["shadow_params"]): raise ValueError("the moving average has another number of tensors")
-            saved = saved | dict(zip(names, mean["shadow_params"]))
+            if len(names) != len(average["shadow_params"]): raise ValueError("the moving average is of another network")
+            saved = saved | dict(zip(names, average["shadow_params"]))
     if not isinstance(saved, dict) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
         raise ValueError("no dictionary of weights in it")
     return {re.sub(r"^((_module|module|model)\.)+", "", k): v for k, v in saved.items()}
@@ -431,7 +437,7 @@ Down.conv       conv          op                conv
 Up.conv         conv          conv              conv
 """)
 
-# %% ../nbs/05_network.ipynb #a81ca477
+# %% ../nbs/05_network.ipynb #8ab53858
 def translate(
     net: UNet, # ours
     name: str, # of one of its parameters: "down.0.block.conv1.weight"
@@ -445,11 +451,12 @@ def translate(
     if at not in places:
         side, i, role = at.split(".")
         p, step, bottom = net.places[side][int(i)], getattr(net, side)[int(i)], net.places["down"][-1].level
-        at = places[f"{side}.{role}"].format(l=p.level, r=bottom - p.level, b=p.block, i=i, n=int(i) + 1, j=list(step).index(role))
+        numbers = dict(l=p.level, r=bottom - p.level, b=p.block, i=i, n=int(i) + 1, j=list(step).index(role))
+        at = places[f"{side}.{role}"].format(**numbers)
     else: at = places[at]
     return [f"{at}.{p}.{leaf}" for p in parts]
 
-# %% ../nbs/05_network.ipynb #8bf9bd86
+# %% ../nbs/05_network.ipynb #77b546d9
 def fill_weights(
     net: nn.Module, # the network to fill
     state: dict, # name in the file -> tensor
@@ -467,7 +474,8 @@ def fill_weights(
         if flat(t.shape) == flat(p.shape): ready.append((p, t.reshape(p.shape)))
         else: wrong.append(f"{' + '.join(theirs)} has shape {list(t.shape)}, expected {list(p.shape)}")
     wrong += [f"unexpected {name} {list(t.shape)}" for name, t in left.items()]
-    if wrong: raise ValueError("\n  ".join([f"{len(wrong)} tensors do not fit:", *wrong[:20], *["..."] * (len(wrong) > 20)]))
+    shown = [f"{len(wrong)} tensors do not fit:", *wrong[:20], *["..."] * (len(wrong) > 20)]
+    if wrong: raise ValueError("\n  ".join(shown))
     with torch.no_grad():
         for p, t in ready: p.copy_(t)
     return net
@@ -480,7 +488,7 @@ def list_length(
     "The length of a list of modules."
     return len({k[len(prefix) + 1:].split(".")[0] for k in state if k.startswith(prefix + ".")})
 
-# %% ../nbs/05_network.ipynb #ff751d81
+# %% ../nbs/05_network.ipynb #4c64c0aa
 def ddpm_unet(
     state: dict, # name -> tensor
 ) -> UNet: # without the weights
@@ -490,11 +498,12 @@ def ddpm_unet(
     return UNet(
         inputs, len(state["conv_out.weight"]), width,
         mults=tuple(len(state[f"down.{l}.block.0.conv1.weight"]) / width for l in levels),
-        blocks=list_length(state, "down.0.block"), attention=tuple(l for l in levels if f"down.{l}.attn.0.q.weight" in state),
+        blocks=list_length(state, "down.0.block"),
+        attention=tuple(l for l in levels if f"down.{l}.attn.0.q.weight" in state),
         time=TimeEmbedding(frequencies(width // 2, shift=1), "sin cos"),
         groups=32, eps=1e-6, scale_shift=False, resample="conv after")
 
-# %% ../nbs/05_network.ipynb #1d3c0357
+# %% ../nbs/05_network.ipynb #b0efc771
 def unsort_heads(
     state: dict, # name -> tensor, changed in place
     heads: int, # how many, unless
@@ -502,9 +511,10 @@ def unsort_heads(
 ):
     "Sort the rows of each qkv layer from (head, qkv, d) to (qkv, head, d)."
     for k in [k for k in state if k.endswith(("qkv.weight", "qkv.bias"))]:
-        state[k] = state[k].unflatten(0, (head_count(len(state[k]) // 3, heads, width), 3, -1)).transpose(0, 1).flatten(0, 2)
+        n = head_count(len(state[k]) // 3, heads, width)
+        state[k] = state[k].unflatten(0, (n, 3, -1)).transpose(0, 1).flatten(0, 2)
 
-# %% ../nbs/05_network.ipynb #403ff3e0
+# %% ../nbs/05_network.ipynb #1c52ac90
 def guided_unet(
     state: dict, # name -> tensor; labels and attention are brought into our form in place
     head_width: int | None = 64, # channels of a head
@@ -514,7 +524,8 @@ def guided_unet(
     "The U-Net of Dhariwal and Nichol (2021) that a file of guided-diffusion belongs to."
     steps, label, width = list_length(state, "output_blocks"), "label_emb.weight", state["time_embed.0.weight"].shape[1]
     resized = {k.split(".")[1] for k in state if re.match(r"output_blocks\.\d+\.[12]\.(conv|in_layers)\.", k)}
-    tops = range(0, max(steps, 1), per_level := max(steps // (len(resized) + 1), 1))         # the first step of each level, bottom first
+    per_level = max(steps // (len(resized) + 1), 1)
+    tops = range(0, max(steps, 1), per_level)                                # first steps of the levels, bottom first
     channels = [len(state[f"output_blocks.{i}.0.out_layers.3.bias"]) for i in reversed(tops)]
     if legacy: unsort_heads(state, heads, head_width)
     if label in state: state[label] = F.pad(state[label], (0, 0, 1, 0))      # our row 0: no label
@@ -526,15 +537,16 @@ def guided_unet(
         scale_shift=len(state["middle_block.0.emb_layers.1.bias"]) == 2 * channels[-1],
         resample="conv" if f"input_blocks.{per_level}.0.op.weight" in state else "resblock")
 
-# %% ../nbs/05_network.ipynb #b37d9d7c
+# %% ../nbs/05_network.ipynb #5bf4c1b8
 def diffusers_config(
     config: dict, # what config.json of a UNet2DModel holds
 ) -> dict: # the same, with the defaults
     "Fill in diffusers' defaults; ValueError for options that our U-Net does not have."
     only = dict(_class_name="UNet2DModel", act_fn="silu", time_embedding_type="positional", time_embedding_dim=None,
-                class_embed_type=None, center_input_sample=False, mid_block_scale_factor=1, mid_block_type="UNetMidBlock2D",
-                downsample_type="conv", upsample_type="conv", attn_norm_num_groups=None)
-    if bad := {k: config[k] for k, v in only.items() if config.get(k, v) != v}: raise ValueError(f"options not supported: {bad}")
+                class_embed_type=None, center_input_sample=False, mid_block_scale_factor=1, attn_norm_num_groups=None,
+                mid_block_type="UNetMidBlock2D", downsample_type="conv", upsample_type="conv")
+    bad = {k: config[k] for k, v in only.items() if config.get(k, v) != v}
+    if bad: raise ValueError(f"options not supported: {bad}")
     c = dict(in_channels=3, out_channels=3, block_out_channels=[224, 448, 672, 896], layers_per_block=2, freq_shift=0,
              flip_sin_to_cos=True, down_block_types=["DownBlock2D"] + 3 * ["AttnDownBlock2D"], add_attention=True,
              up_block_types=3 * ["AttnUpBlock2D"] + ["UpBlock2D"], downsample_padding=1, attention_head_dim=8,
@@ -544,7 +556,7 @@ def diffusers_config(
         raise ValueError(f"block types not supported: {down} with {up}")
     return c
 
-# %% ../nbs/05_network.ipynb #a2365d0e
+# %% ../nbs/05_network.ipynb #d54614c5
 def diffusers_unet(
     state: dict, # name -> tensor; labels, and attention in the names of old files, are brought into our form in place
     config: dict, # what config.json of a UNet2DModel holds
@@ -555,13 +567,13 @@ def diffusers_unet(
     for k in list(state): state[re.sub("|".join(map(re.escape, old)), lambda m: old[m[0]], k)] = state.pop(k)
     if label in state: state[label] = F.pad(state[label], (0, 0, 1, 0))      # our row 0: no label
     channels, scale_shift = c["block_out_channels"], c["resnet_time_scale_shift"] == "scale_shift"
-    waves = TimeEmbedding(frequencies(channels[0] // 2, c["freq_shift"]), "cos sin" if c["flip_sin_to_cos"] else "sin cos")
+    order = "cos sin" if c["flip_sin_to_cos"] else "sin cos"
     net = UNet(
-        c["in_channels"], c["out_channels"], channels[0], tuple(n / channels[0] for n in channels), c["layers_per_block"],
-        attention=tuple(l for l, t in enumerate(c["down_block_types"]) if t == "AttnDownBlock2D"), time=waves,
-        middle=c["add_attention"], classes=c["num_class_embeds"] or 0, head_width=c["attention_head_dim"],
-        groups=c["norm_num_groups"], eps=c["norm_eps"], scale_shift=scale_shift,
-        resample="conv" if c["downsample_padding"] else "conv after")
+        c["in_channels"], c["out_channels"], channels[0], tuple(n / channels[0] for n in channels),
+        c["layers_per_block"], attention=tuple(l for l, t in enumerate(c["down_block_types"]) if "Attn" in t),
+        time=TimeEmbedding(frequencies(channels[0] // 2, c["freq_shift"]), order), middle=c["add_attention"],
+        classes=c["num_class_embeds"] or 0, head_width=c["attention_head_dim"], groups=c["norm_num_groups"],
+        eps=c["norm_eps"], scale_shift=scale_shift, resample="conv" if c["downsample_padding"] else "conv after")
     if scale_shift and c["add_attention"]: net.middle["attention"].norm = nn.Identity()        # a habit of theirs
     return net
 
@@ -584,21 +596,22 @@ def ehrdiff_mlp(
         classes=len(state["class.weight"]) - 1 if "class.weight" in state else 0,
         activation=nn.ReLU, activate_input=True)
 
-# %% ../nbs/05_network.ipynb #a44e6a7b
+# %% ../nbs/05_network.ipynb #0dcebcb2
 def translate_mlp(
     net: MLP, # ours
     name: str, # of one of its parameters: "layers.0.out.weight"
     kind: str = "ehrdiff", # the only other layout
 ) -> list: # of one name
     "The name of a parameter in the layout of EHRDiff."
-    condition = {"condition.mlp.0": "time_embedding.1", "condition.mlp.2": "time_embedding.3", "condition.label": "class"}
+    condition = {"condition.mlp.0": "time_embedding.1", "condition.mlp.2": "time_embedding.3",
+                 "condition.label": "class"}
     module, leaf = name.rsplit(".", 1)
     if module in condition: return [f"{condition[module]}.{leaf}"]
     _, i, part = module.split(".")
     place = {0: "block_in", len(net.layers) - 1: "block_out"}.get(int(i), f"block_mid.{int(i) - 1}")
     return [f"{place}.{dict(emb='time_mlp.0', out='out_proj.1')[part]}.{leaf}"]
 
-# %% ../nbs/05_network.ipynb #38f90a74
+# %% ../nbs/05_network.ipynb #aa0e92f0
 SIGNS = {"ddpm": "temb.dense.0.weight", "guided-diffusion": "input_blocks.0.0.weight",
          "ehrdiff": "block_in.time_mlp.0.weight", "diffusers": "time_embedding.linear_1.weight"}    # only they have it
 
@@ -610,7 +623,8 @@ def recognise_layout(
     kinds = [kind] if kind else list(SIGNS)
     for k in kinds:
         if SIGNS[k] in state: return k
-    raise ValueError(f"not a checkpoint of kind {' or '.join(kinds)}: its tensors are called {', '.join([*state][:4])}, ...")
+    names = ", ".join([*state][:4])
+    raise ValueError(f"not a checkpoint of kind {' or '.join(kinds)}: its tensors are called {names}, ...")
 
 # %% ../nbs/05_network.ipynb #830eb9aa
 def diffusers_files(
