@@ -13,7 +13,7 @@ from pathlib import Path
 WORDS = {"progress", "desc", "unit", "leave", "verbose", "dynamic_ncols", "stacklevel"}
 TALK = {"print", "warn", "warning", "display"}
 SYMMETRIC = {"max", "min", "maximum", "minimum", "equal", "allclose", "isclose", "hypot", "promote_types"}
-SAME_VALUE = {"contiguous", "cpu", "detach", "item", "tolist"}
+SAME_VALUE = {"__init__", "contiguous", "cpu", "detach", "item", "tolist"}
 UNARY_MATHS = {"sqrt", "exp", "log", "log1p", "expm1", "abs", "square", "sin", "cos", "tanh", "sigmoid", "atan"}
 BINARY = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.Pow: ("**", "*"),
           ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "//"), ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&")}
