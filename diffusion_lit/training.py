@@ -6,14 +6,13 @@
 __all__ = ['draw', 'learning_rate', 'EMA', 'write_tensors', 'read_tensors', 'save', 'restore', 'load', 'save_run', 'load_run',
            'average_gradients', 'gradient', 'check_training', 'as_numbers', 'fit', 'frechet_distance']
 
-# %% ../nbs/06_training.ipynb #2adfa091
+# %% ../nbs/06_training.ipynb #e5eb3ec8
 import copy
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -213,7 +212,7 @@ def as_numbers(
     if lost is not None: raise FloatingPointError(f"the loss of step {lost} is {history[lost][0]}; try a lower learning rate or clip < 1")
     return history
 
-# %% ../nbs/06_training.ipynb #bc17e7ce
+# %% ../nbs/06_training.ipynb #6f27ae92
 def fit(
     model: Denoiser, # what is trained, in place
     data: Tensor, # clean points `[n, ...]`, on the model's device
@@ -234,8 +233,9 @@ def fit(
     generator: torch.Generator | None = None, # source of the run's seed
     callback: Callable | None = None, # function of the number of steps done, called after each
     progress: bool = False, # show a progress bar
-) -> pd.DataFrame: # loss, learning rate and gradient norm of each step
+) -> "pandas.DataFrame": # loss, learning rate and gradient norm of each step
     "Train by denoising score matching; ValueError for bad input, FloatingPointError where the loss is lost."
+    import pandas as pd                                                # here, because it is slow to import
     condition, rank, processes = condition or {}, *((accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1))
     check_training(model, data, condition, steps, batch, lr, drop, every, processes)
     settings = dict(steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip, drop=drop, data=list(data.shape), precision=str(precision))
