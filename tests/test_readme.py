@@ -1,0 +1,22 @@
+"""The code of the README and of the preface runs; only its sizes are made smaller here."""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffusion_lit
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = [(name, code) for name in ("README.md", "nbs/index.md") for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)]
+
+
+@pytest.mark.parametrize("name, code", BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
+def test_a_taste_runs(name, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diffusion_lit, "load_checkpoint", lambda path: diffusion_lit.UNet(3, outputs=6, width=8), raising=False)
+    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)")
+    names = dict(images=torch.randn(20, 1, 8, 8) / 2)
+    exec(compile(smaller, name, "exec"), names)
+    made = names.get("digits", names.get("new"))
+    assert made.isfinite().all() and len(made) in (10, 16)
