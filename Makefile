@@ -25,8 +25,9 @@ store: export  ## re-run notebooks and store their outputs (NB=nbs/04_sampler.ip
 	printf '%s\n' $(NB) | xargs -n 1 -P 2 $(BIN)/python tools/store.py
 
 .PHONY: export
-export: $(READY)  ## write the library from the notebooks
+export: $(READY)  ## write the library from the notebooks, and clean their metadata
 	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
 
 .PHONY: lab
 lab: $(READY)  ## open the notebooks in Jupyter
