@@ -169,18 +169,18 @@ def main():
             return
         if stale := changed(base, a.root.resolve()): print("the package was not current; exported again:", *stale)
         depth, limits = 1 if a.own else 3, {}
-        juries = {(m.notebook, name): tuple(jury(base, m.notebook)[name]) for m in chosen for name in JURIES[:depth]}
-        def unbroken(files):
+        juries = {(m.notebook, name): jury(base, m.notebook)[name] for m in chosen for name in JURIES[:depth]}
+        def unbroken(file):
             with tempfile.TemporaryDirectory(prefix="whole-") as other:
                 began, root = time.time(), shutil.copytree(base, other, dirs_exist_ok=True)
-                return *judge(Path(root), files), time.time() - began
+                return *judge(Path(root), [file]), time.time() - began
         with ThreadPoolExecutor(a.workers) as pool:
             if not a.trust:
-                sets = sorted(set(juries.values()))
-                for files, (passed, who, why, seconds) in zip(sets, pool.map(unbroken, sets)):
-                    if not passed: raise SystemExit(f"unbroken, {files} fails: {who}: {why}")
-                    limits |= {k: 3 * seconds + 60 for k, v in juries.items() if v == files}
-                    print(f"unbroken: {' '.join(files) or 'nothing to run'} passes in {seconds:.0f} s", flush=True)
+                files, took = sorted({f for v in juries.values() for f in v}), {}
+                for file, (passed, who, why, took[file]) in zip(files, pool.map(unbroken, files)):
+                    if not passed: raise SystemExit(f"unbroken, {file} fails: {who}: {why}")
+                    print(f"unbroken: {file} passes in {took[file]:.0f} s", flush=True)
+                limits = {k: 3 * sum(took[f] for f in v) + 60 for k, v in juries.items()}
             if a.timeout: limits = {k: a.timeout for k in juries}
             results = []
             for r in pool.map(lambda m: trial(m, base, limits, depth), chosen):
