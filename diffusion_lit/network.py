@@ -401,7 +401,8 @@ def name_table(
     header, *rows = [line.split() for line in table.strip().splitlines()]
     return {name: {row[0]: row[i] for row in rows} for i, name in enumerate(header) if i}
 
-# %% ../nbs/05_network.ipynb #5664dca0
+# %% ../nbs/05_network.ipynb #c44aa979
+#: Where the parts of a U-Net stand, in our words and in those of three published layouts.
 PLACES = name_table("""
 place             ddpm                 guided-diffusion      diffusers
 stem              conv_in              input_blocks.0.0      conv_in
@@ -421,7 +422,8 @@ norm              norm_out             out.0                 conv_norm_out
 head              conv_out             out.2                 conv_out
 """)
 
-# %% ../nbs/05_network.ipynb #bbda492f
+# %% ../nbs/05_network.ipynb #abd2cf26
+#: What the parameters of a part are called in each layout.
 PARTS = name_table("""
 part            ddpm          guided-diffusion  diffusers
 ResBlock.norm1  norm1         in_layers.0       norm1
@@ -611,7 +613,8 @@ def translate_mlp(
     place = {0: "block_in", len(net.layers) - 1: "block_out"}.get(int(i), f"block_mid.{int(i) - 1}")
     return [f"{place}.{dict(emb='time_mlp.0', out='out_proj.1')[part]}.{leaf}"]
 
-# %% ../nbs/05_network.ipynb #aa0e92f0
+# %% ../nbs/05_network.ipynb #d0239c54
+#: A tensor that only one of the layouts has.
 SIGNS = {"ddpm": "temb.dense.0.weight", "guided-diffusion": "input_blocks.0.0.weight",
          "ehrdiff": "block_in.time_mlp.0.weight", "diffusers": "time_embedding.linear_1.weight"}    # only they have it
 
