@@ -3,7 +3,7 @@
 Run by hand (pytest does not collect it). The repository is copied once and must pass unbroken; then, for every mutant,
 a fresh copy gets the break in its notebook, `nbdev_export` carries it to the module, and three juries sit in turn until
 one objects: the chapter's own notebook (`pytest --nbval -x`), the later notebooks that import the module, directly or
-not, and tests/ (without the book's build and its browser test). What runs too long counts as noticed, in a column of
+not, and tests/ (without what judges the book's form). What runs too long counts as noticed, in a column of
 its own. `--only ID` runs a mutant again; identifiers last as long as the text of the broken cell.
 """
 import argparse, collections, filecmp, json, os, random, re, shutil, subprocess, sys, tempfile, time
@@ -14,7 +14,8 @@ import psutil
 from places import mutants_of
 
 LIB, ROOT = "diffusion_lit", Path(__file__).resolve().parents[2]
-NOT_A_JURY = ("test_book", "test_browser")      # these judge the page, not the library
+NOT_A_JURY = ("test_book", "test_browser", "test_notebooks")      # these judge the page and the form of its sources,
+FORM = "not exporting_and_cleaning"                               # and so does this one, by its name
 JURIES = ("own", "later", "tests")
 
 
@@ -87,6 +88,7 @@ def judge(root, files, timeout=None):
     "Run pytest on some files, stop at the first failure. Returns (passed, who, why)."
     if not files: return True, "", ""
     flags = ["-x", "-n0", "-rfE", "--tb=short", "--color=no", "--nbval-cell-timeout=1000"]     # `timeout` is the clock
+    if files[0].startswith("tests/"): flags += ["-k", FORM]
     code, out = command([sys.executable, "-m", "pytest", *flags, *files], root, timeout)
     if code == 0: return True, "", ""
     if code is None: return False, "time limit", "timeout"
