@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from .mixture import expand
 from .sde import Noise, Process, VP
 
-# %% ../nbs/03_denoiser.ipynb #d3f1b191
+# %% ../nbs/03_denoiser.ipynb #d9725ecf
 def view_coefficients(
     view: str, # "x0", "eps", "score" or "v"
     σ: Tensor, # noise level, positive
 ) -> tuple[Tensor, Tensor]: # a and b
     "The pair (a, b) of the table: view = a z + b x0; ValueError for an unknown view or σ = 0."
-    if not (σ > 0).all(): raise ValueError("a view needs sigma > 0: without noise there is nothing to see but x0")
+    if not (σ > 0).all():
+        raise ValueError("a view needs sigma > 0: without noise there is nothing to see but x0")
     r = (1 + σ**2).sqrt()
-    table = dict(x0=(0 * σ, 0 * σ + 1), eps=(1 / σ, -1 / σ), score=(-1 / σ**2, 1 / σ**2), v=(1 / (σ * r), -r / σ))
+    table = dict(x0=(0 * σ, 0 * σ + 1), eps=(1 / σ, -1 / σ),
+                 score=(-1 / σ**2, 1 / σ**2), v=(1 / (σ * r), -r / σ))
     if view not in table: raise ValueError(f"view must be one of {list(table)}, got {view!r}")
     return table[view]
 
@@ -70,25 +72,26 @@ def eps(
     "The network says the noise and is told the time: DDPM, and most published checkpoints."
     return lambda σ: (torch.ones_like(σ), -σ, (1 + σ**2).rsqrt(), factor * process.t(σ))
 
-# %% ../nbs/03_denoiser.ipynb #8deba23d
+# %% ../nbs/03_denoiser.ipynb #21d3a648
 def vp(
     beta_min: float = .1, beta_max: float = 20., # of the `VP` process
     steps: int = 1000, # times in [0, 1] become 0 … steps − 1
 ):
-    "The network of the continuous VP process: `eps` with its own clock (Song et al. 2021; Karras et al. 2022, table 1)."
+    "`eps` with the clock of the continuous VP process (Song et al. 2021; Karras et al. 2022, table 1)."
     return eps(VP(beta_min, beta_max), steps - 1)
 
-# %% ../nbs/03_denoiser.ipynb #1d464e91
+# %% ../nbs/03_denoiser.ipynb #5491fae0
 def v():
-    "The network says the velocity (Salimans and Ho 2022) and is told the angle, 0 without noise, 1 without signal."
-    return lambda σ: (1 / (1 + σ**2), -σ * (1 + σ**2).rsqrt(), (1 + σ**2).rsqrt(), 2 / torch.pi * σ.atan())
+    "The network says the velocity (Salimans and Ho 2022); it is told the angle, 0 clean to 1 pure noise."
+    return lambda σ: (1 / (1 + σ**2), -σ * (1 + σ**2).rsqrt(), (1 + σ**2).rsqrt(),
+                      2 / torch.pi * σ.atan())
 
 # %% ../nbs/03_denoiser.ipynb #e4561687
 def x0():
     "The network says the clean point."
     return lambda σ: (torch.zeros_like(σ), torch.ones_like(σ), (1 + σ**2).rsqrt(), σ.log() / 4)
 
-# %% ../nbs/03_denoiser.ipynb #3c9d80fd
+# %% ../nbs/03_denoiser.ipynb #7469f7b9
 class Denoiser(nn.Module):
     "A network in its frame: `denoiser(z, sigma, **condition)` is the expected clean point."
     def __init__(self,
@@ -98,7 +101,8 @@ class Denoiser(nn.Module):
         clip: tuple[float, float] | None = None, # range of the data, to clip the answer to
     ):
         super().__init__()
-        if not callable(precondition): raise TypeError(f"precondition must be a row such as edm(0.5), got {precondition!r}")
+        if not callable(precondition):
+            raise TypeError(f"precondition must be a row such as edm(0.5), got {precondition!r}")
         self.net, self.precondition, self.noise, self.clip = net, precondition, noise, clip
 
     def forward(self,
@@ -106,12 +110,13 @@ class Denoiser(nn.Module):
         sigma: float | Tensor, # noise level, positive, a number or `[batch]`
         **condition, # passed on to the network, e.g. label=…
     ) -> Tensor: # clean points, shaped like z
-        "$c_{skip} (z - \\sigma m) + c_{out} g F(c_{in} z, c_{noise})$; ValueError where the network's answer does not fit z."
+        "$c_{skip} (z - \\sigma m) + c_{out} g F(c_{in} z, c_{noise})$; ValueError where F does not fit z."
         σ, (m, g) = expand(sigma, z), self.noise.like(z)
         c_skip, c_out, c_in, c_noise = self.precondition(σ)
         F = self.net(c_in * z, c_noise.to(σ).reshape(σ.shape[:1]), **condition)
         if F.shape not in (z.shape, (len(z), 2 * z.shape[1], *z.shape[2:])):
-            raise ValueError(f"the network answered with shape {tuple(F.shape)} to points of shape {tuple(z.shape)}")
+            raise ValueError(f"the network answered with shape {tuple(F.shape)} "
+                             f"to points of shape {tuple(z.shape)}")
         x0 = c_skip * (z - σ * m) + c_out * g * F[:, :z.shape[1]]
         return x0 if self.clip is None else x0.clamp(*self.clip)
 
@@ -138,13 +143,14 @@ def lognormal(
     if not std > 0: raise ValueError(f"std must be positive, got {std}")
     return lambda u: (mean + std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))).exp()
 
-# %% ../nbs/03_denoiser.ipynb #ecf6a798
+# %% ../nbs/03_denoiser.ipynb #b1c77e2e
 def log_uniform(
     sigma_min: float = .02, # smallest level, positive
     sigma_max: float = 80., # largest level
 ):
     "Noise levels whose logarithm is uniform: u in [0, 1] → σ."
-    if not 0 < sigma_min < sigma_max: raise ValueError(f"0 < sigma_min < sigma_max expected, got {sigma_min}, {sigma_max}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"0 < sigma_min < sigma_max expected, got {sigma_min}, {sigma_max}")
     return lambda u: sigma_min * (sigma_max / sigma_min)**u
 
 # %% ../nbs/03_denoiser.ipynb #7ddc509d

@@ -10,17 +10,20 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_mixture.ipynb #031d6007
+# %% ../nbs/01_mixture.ipynb #dd573b47
 def expand(
     sigma: float | Tensor, # noise level: a number, or one a row `[batch]`
     z: Tensor, # noisy points `[batch, ...]`, real or complex
 ) -> Tensor: # σ, shaped so that `σ * z` works
-    "σ shaped to multiply `z`; ValueError where it cannot be a noise level (negative, not finite, another shape)."
-    if not (z.is_floating_point() or z.is_complex()): raise TypeError(f"z must be floating point or complex, got {z.dtype}")
+    "σ shaped to multiply `z`; ValueError where it is no noise level (negative, infinite, misshapen)."
+    if not (z.is_floating_point() or z.is_complex()):
+        raise TypeError(f"z must be floating point or complex, got {z.dtype}")
     σ = torch.as_tensor(sigma, dtype=z.real.dtype, device=z.device)
     if σ.ndim and σ.shape != z.shape[:1]:
-        raise ValueError(f"sigma must be a number or one a row {tuple(z.shape[:1])}, got shape {tuple(σ.shape)}")
-    if σ.device.type == "cpu" and not (σ.isfinite() & (σ >= 0)).all():     # elsewhere the look would wait for the device
+        raise ValueError(f"sigma must be a number or one a row {tuple(z.shape[:1])}, "
+                         f"got shape {tuple(σ.shape)}")
+    # on another device the look at the values would make the program wait for it
+    if σ.device.type == "cpu" and not (σ.isfinite() & (σ >= 0)).all():
         raise ValueError(f"sigma must be finite and not negative, got {σ.min():g} to {σ.max():g}")
     return σ.reshape(-1, *[1] * (z.ndim - 1)) if σ.ndim else σ
 
@@ -32,11 +35,11 @@ def rotate(
     "Turn each component's coordinates by its own matrix."
     return u if Q is None else torch.einsum("kij,bkj->bki", Q, u)
 
-# %% ../nbs/01_mixture.ipynb #0da3d381
+# %% ../nbs/01_mixture.ipynb #03e7721e
 def eigen(
     covs: Tensor, # variances `[component, d]`, or symmetric matrices `[component, d, d]`
 ) -> tuple[Tensor, Tensor | None]: # eigenvalues λ `[component, d]`, eigenvectors Q, None for identities
-    "The spread of each component along its own axes; ValueError where a covariance has a negative eigenvalue."
+    "The spread of each component along its own axes; ValueError for a negative eigenvalue."
     λ, Q = torch.linalg.eigh(covs) if covs.ndim == 3 else (covs, None)
     if (λ < -10 * λ.shape[-1] * torch.finfo(λ.dtype).eps * λ.abs().max()).any():
         raise ValueError(f"covs must be positive semidefinite, got an eigenvalue {λ.min():g}")
@@ -47,7 +50,7 @@ def full(covs: Tensor) -> Tensor: # `[component, d, d]`
     "Covariances as matrices, whether they were given as variances `[component, d]` or as matrices."
     return covs if covs.ndim == 3 else torch.diag_embed(covs)
 
-# %% ../nbs/01_mixture.ipynb #ab19d48b
+# %% ../nbs/01_mixture.ipynb #ca80724b
 def check_mixture(
     weights, # `[component]`, positive; they need not sum to one
     means, # `[component, d]`
@@ -57,9 +60,11 @@ def check_mixture(
     μ = torch.as_tensor(means)
     μ = μ if μ.is_floating_point() else μ.to(torch.get_default_dtype())
     w, C = (torch.as_tensor(a, dtype=μ.dtype, device=μ.device) for a in (weights, covs))
-    if μ.ndim != 2 or 0 in μ.shape: raise ValueError(f"means must be [component, d], got shape {tuple(μ.shape)}")
+    if μ.ndim != 2 or 0 in μ.shape:
+        raise ValueError(f"means must be [component, d], got shape {tuple(μ.shape)}")
     K, d = μ.shape
-    if w.shape != (K,): raise ValueError(f"weights must be [{K}], one a row of means, got shape {tuple(w.shape)}")
+    if w.shape != (K,):
+        raise ValueError(f"weights must be [{K}], one a row of means, got shape {tuple(w.shape)}")
     if C.shape not in ((K, d), (K, d, d)):
         raise ValueError(f"covs must be [{K}, {d}] or [{K}, {d}, {d}], got shape {tuple(C.shape)}")
     for name, a in (("weights", w), ("means", μ), ("covs", C)):
@@ -68,16 +73,17 @@ def check_mixture(
     if C.ndim == 3 and not torch.allclose(C, C.mT): raise ValueError("covs must be symmetric matrices")
     return w / w.sum(), μ, C
 
-# %% ../nbs/01_mixture.ipynb #bf1d1bda
+# %% ../nbs/01_mixture.ipynb #eeaefdb8
 def condition(
     weights: Tensor, means: Tensor, covs: Tensor, # a mixture's parts, covariances `[component, d, d]`
     A: Tensor, # the linear measurement `[m, d]`
     y: Tensor, # what was measured `[m]`
     noise_std: float, # s, the standard deviation of the measurement noise, positive
 ) -> tuple[Tensor, Tensor, Tensor]: # weights, means, covariances of the posterior mixture
-    "Bayes' rule for $y = A x + s \\eta$, component by component; ValueError where A, y and the mixture do not fit."
+    "Bayes' rule for $y = A x + s \\eta$, component by component; ValueError where the parts do not fit."
     if A.ndim != 2 or A.shape[1] != means.shape[1] or y.shape != A.shape[:1]:
-        raise ValueError(f"A must be [m, {means.shape[1]}] and y [m], got {tuple(A.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"A must be [m, {means.shape[1]}] and y [m], "
+                         f"got {tuple(A.shape)} and {tuple(y.shape)}")
     if not (y.isfinite().all() and A.isfinite().all()): raise ValueError("A and y must be finite")
     if not noise_std > 0: raise ValueError(f"noise_std must be positive, got {noise_std}")
     S = A @ covs @ A.mT + noise_std**2 * torch.eye(len(A), dtype=A.dtype, device=A.device)
@@ -85,16 +91,17 @@ def condition(
     innovation = y - means @ A.mT
     foretold = torch.distributions.MultivariateNormal(torch.zeros_like(innovation), S).log_prob(innovation)
     C = covs - K @ A @ covs
-    return (weights.log() + foretold).softmax(0), means + torch.einsum("kdm,km->kd", K, innovation), (C + C.mT) / 2
+    μ = means + torch.einsum("kdm,km->kd", K, innovation)
+    return (weights.log() + foretold).softmax(0), μ, (C + C.mT) / 2
 
-# %% ../nbs/01_mixture.ipynb #b1d490cd
+# %% ../nbs/01_mixture.ipynb #6a72c235
 class GaussianMixture:
     "A mixture of Gaussians whose noisy versions, and posteriors, are known exactly."
 
     def __init__(self,
         weights, # `[component]`, positive, normalised here
         means, # `[component, d]`
-        covs, # variances `[component, d]`, or symmetric positive (semi)definite matrices `[component, d, d]`
+        covs, # variances `[component, d]`, or symmetric semidefinite matrices `[component, d, d]`
     ):
         self.weights, self.means, self.covs = check_mixture(weights, means, covs)
         self.λ, self.Q = eigen(self.covs)
@@ -109,16 +116,18 @@ class GaussianMixture:
     ) -> Tensor: # clean points `[n, d]`
         "Draw a component, then a point of it."
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        ε = torch.randn(n, 1, self.means.shape[1], dtype=self.means.dtype, device=self.means.device, generator=generator)
-        return (self.means + rotate(self.Q, self.λ.sqrt() * ε))[torch.arange(n), k]
+        μ = self.means
+        ε = torch.randn(n, 1, μ.shape[1], dtype=μ.dtype, device=μ.device, generator=generator)
+        return (μ + rotate(self.Q, self.λ.sqrt() * ε))[torch.arange(n), k]
 
     def joint(self,
         z: Tensor, # points `[batch, ...]` with d numbers each
         sigma: float | Tensor, # noise level, a number or `[batch]`
-    ) -> tuple[Tensor, Tensor, Tensor]: # log joint density of z and k `[batch, component]`; u and v `[batch, component, d]`
-        "$\\log w_k \\mathcal N(z; \\mu_k, C_k + \\sigma^2 I)$, and the coordinates u and variances v it was computed from."
+    ) -> tuple[Tensor, Tensor, Tensor]: # log joint `[batch, component]`; u, v `[batch, component, d]`
+        "$\\log w_k \\mathcal N(z; \\mu_k, C_k + \\sigma^2 I)$, and its coordinates u and variances v."
         K, d = self.means.shape
-        if z[0:1].numel() != d * len(z[0:1]): raise ValueError(f"z must have {d} numbers a row, got shape {tuple(z.shape)}")
+        if z[0:1].numel() != d * len(z[0:1]):
+            raise ValueError(f"z must have {d} numbers a row, got shape {tuple(z.shape)}")
         z = z.reshape(len(z), 1, d)
         u, v = rotate(None if self.Q is None else self.Q.mT, z - self.means), self.λ + expand(sigma, z)**2
         return self.weights.log() - (u**2 / v + (2 * math.pi * v).log()).sum(-1) / 2, u, v.expand_as(u)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['karras_sigmas', 'log_sigmas', 'ddim_steps', 'ddim_sigmas', 'check_sigmas', 'split', 'euler', 'heun', 'dpmpp_2m',
-           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'check_start', 'StepReport', 'in_batches',
+           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'StepReport', 'check_start', 'in_batches',
            'sample', 'edm_churn']
 
 # %% ../nbs/04_sampler.ipynb #9abd8d44
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .sde import DDPM, Noise
 
-# %% ../nbs/04_sampler.ipynb #807c3fa6
+# %% ../nbs/04_sampler.ipynb #3c6e7cba
 def karras_sigmas(
     n: int, # number of steps
     sigma_min: float = .002, # last level before zero, positive
@@ -25,35 +25,39 @@ def karras_sigmas(
     rho: float = 7., # 1 is uniform; larger values crowd the small levels
 ) -> Tensor: # `[n + 1]`, falling to 0, double precision
     "Levels uniform in $\\sigma^{1/\\rho}$, then zero (Karras et al. 2022, eq. 5)."
-    if n < 1 or not 0 < sigma_min <= sigma_max: raise ValueError(f"n >= 1 and 0 < sigma_min <= sigma_max expected, got {n}, {sigma_min}, {sigma_max}")
+    if n < 1 or not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"n >= 1, 0 < sigma_min <= sigma_max expected, got {n}, {sigma_min}, {sigma_max}")
     if not rho > 0: raise ValueError(f"rho must be positive, got {rho}")
     ramp = torch.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n, dtype=torch.float64)**rho
     return torch.cat([ramp, ramp.new_zeros(1)])
 
-# %% ../nbs/04_sampler.ipynb #eebb5ea7
+# %% ../nbs/04_sampler.ipynb #39d7e36e
 def log_sigmas(
     n: int, # number of steps
     sigma_min: float = .002, # last level before zero, positive
     sigma_max: float = 80., # first level
 ) -> Tensor: # `[n + 1]`, falling to 0, double precision
     "Levels uniform in the logarithm, hence in log-SNR, then zero."
-    if n < 1 or not 0 < sigma_min <= sigma_max: raise ValueError(f"n >= 1 and 0 < sigma_min <= sigma_max expected, got {n}, {sigma_min}, {sigma_max}")
+    if n < 1 or not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"n >= 1, 0 < sigma_min <= sigma_max expected, got {n}, {sigma_min}, {sigma_max}")
     ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp()
     return torch.cat([ramp, ramp.new_zeros(1)])
 
-# %% ../nbs/04_sampler.ipynb #8b51594e
+# %% ../nbs/04_sampler.ipynb #68c68799
 def ddim_steps(
     total: int, # T, length of the chain
     n: int, # how many of its steps to keep
-    spacing: str = "leading", # "leading" (0, T/n, …), "trailing" (T−1, T−1−T/n, …), "linspace" (both ends) or "quadratic"
+    spacing: str = "leading", # "leading" (from 0), "trailing" (from T − 1), "linspace", "quadratic"
 ) -> list[int]: # chosen indices, falling
-    "Which steps of a chain a DDIM sampler visits; duplicates, which the quadratic spacing makes, are dropped."
+    "Which steps of a chain a DDIM sampler visits; duplicates, as the quadratic spacing makes, are dropped."
     if not 1 <= n <= total: raise ValueError(f"between 1 and {total} steps expected, got {n}")
+    line = lambda end: torch.linspace(0, end, n, dtype=torch.float64)
     spacings = dict(leading=lambda: torch.arange(n) * (total // n),
                     trailing=lambda: (total - torch.arange(n, dtype=torch.float64) * total / n).round() - 1,
-                    linspace=lambda: torch.linspace(0, total - 1, n, dtype=torch.float64).round(),
-                    quadratic=lambda: (torch.linspace(0, math.sqrt(.8 * total), n, dtype=torch.float64)**2 + 1e-6).floor())
-    if spacing not in spacings: raise ValueError(f"spacing must be one of {list(spacings)}, got {spacing!r}")
+                    linspace=lambda: line(total - 1).round(),
+                    quadratic=lambda: (line(math.sqrt(.8 * total))**2 + 1e-6).floor())
+    if spacing not in spacings:
+        raise ValueError(f"spacing must be one of {list(spacings)}, got {spacing!r}")
     return sorted({int(t) for t in spacings[spacing]()}, reverse=True)
 
 # %% ../nbs/04_sampler.ipynb #08fdb023
@@ -66,25 +70,27 @@ def ddim_sigmas(
     T = len(process.sigmas)
     return torch.cat([process.sigmas[ddim_steps(T, n or T, spacing)], torch.zeros(1, dtype=torch.float64)])
 
-# %% ../nbs/04_sampler.ipynb #92334a4b
+# %% ../nbs/04_sampler.ipynb #1cd8af46
 def check_sigmas(
     sigmas, # the schedule, a tensor or a list `[steps + 1]`
 ) -> list[float]: # the same as numbers
     "The levels of a schedule; ValueError unless finite, falling strictly, none below zero, two at least."
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
-    if levels.ndim != 1 or len(levels) < 2: raise ValueError(f"sigmas must be a list of at least two levels, got shape {tuple(levels.shape)}")
-    if not levels.isfinite().all() or levels[-1] < 0: raise ValueError(f"sigmas must be finite and not negative, got {levels.tolist()}")
+    if levels.ndim != 1 or len(levels) < 2:
+        raise ValueError(f"sigmas must be a list of at least two levels, got shape {tuple(levels.shape)}")
+    if not levels.isfinite().all() or levels[-1] < 0:
+        raise ValueError(f"sigmas must be finite and not negative, got {levels.tolist()}")
     if not (levels.diff() < 0).all(): raise ValueError(f"sigmas must fall strictly, got {levels.tolist()}")
     return levels.tolist()
 
-# %% ../nbs/04_sampler.ipynb #83ed0c5f
+# %% ../nbs/04_sampler.ipynb #d710940e
 def split(
     sigma: float, # σ, where the step begins
     sigma_next: float, # σ′, where it ends
     eta: float, # η, 0 deterministic, 1 the most random of the rule
     rule: str = "ddim", # "ddim" (DDPM at η = 1) or "dds" (u = η σ′)
 ) -> tuple[float, float]: # (d, u): how much of the old noise, how much fresh
-    "How the noise of the next level is made up of old and fresh, $d^2 + u^2 = \\sigma'^2$ (Song et al. 2021 DDIM, eq. 16)."
+    "How old and fresh noise make the next level, $d^2 + u^2 = \\sigma'^2$ (Song et al. 2021 DDIM, eq. 16)."
     rules = dict(ddim=math.sqrt(1 - (sigma_next / sigma)**2), dds=1.)
     if rule not in rules: raise ValueError(f"renoise must be one of {list(rules)}, got {rule!r}")
     share = eta * rules[rule]
@@ -96,9 +102,9 @@ def euler(denoise, z, σ, σ1, x0, past):
     "The estimate as it is."
     return x0
 
-# %% ../nbs/04_sampler.ipynb #557d8c4d
+# %% ../nbs/04_sampler.ipynb #4e69e99a
 def heun(denoise, z, σ, σ1, x0, past):
-    "The estimate that goes with the mean of the noise here and after a trial step (Karras et al. 2022, algorithm 1)."
+    "The estimate for the mean of the noise here and after a trial step (Karras et al. 2022, algorithm 1)."
     if σ1 == 0: return x0
     ν = (z - x0) / σ
     trial = x0 + σ1 * ν
@@ -111,16 +117,17 @@ def dpmpp_2m(denoise, z, σ, σ1, x0, past):
     σ_, x0_ = past
     return x0 + math.log(σ / σ1) / (2 * math.log(σ_ / σ)) * (x0 - x0_)
 
-# %% ../nbs/04_sampler.ipynb #78b8900b
+# %% ../nbs/04_sampler.ipynb #1b7fe7d3
 class Rows:
-    "A random stream for each row, seeded in order from one generator; small rows are drawn some steps ahead, to save calls."
+    "A random stream for each row, seeded in order from one generator; small rows are drawn a few ahead."
     def __init__(self,
         n: int, # number of rows
         shape: tuple[int, ...], # of one row
         generator: torch.Generator | None = None, # source of the seeds; None is PyTorch's global one
         device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, # of the numbers
     ):
-        seeds = torch.randint(2**63 - 1, (n,), generator=generator, device=generator.device if generator else "cpu")
+        where = generator.device if generator else "cpu"
+        seeds = torch.randint(2**63 - 1, (n,), generator=generator, device=where)
         self.streams = [torch.Generator(device).manual_seed(s) for s in seeds.tolist()]
         self.block, self.drawn = (max(1, min(32, 2048 // math.prod(shape))), *shape), []
         self.options = dict(device=device, dtype=dtype)
@@ -128,7 +135,8 @@ class Rows:
     def randn(self) -> Tensor: # `[n, *shape]`
         "The next standard normal numbers of every row."
         if not self.drawn:
-            self.drawn = list(torch.stack([torch.randn(self.block, generator=g, **self.options) for g in self.streams], 1))
+            ahead = [torch.randn(self.block, generator=g, **self.options) for g in self.streams]
+            self.drawn = list(torch.stack(ahead, 1))
         return self.drawn.pop(0)
 
 # %% ../nbs/04_sampler.ipynb #4f3229be
@@ -154,7 +162,7 @@ def raise_noise(
     m, g = noise.like(z)
     return z + (sigma_hat - sigma) * m + math.sqrt(sigma_hat**2 - sigma**2) * g * ε
 
-# %% ../nbs/04_sampler.ipynb #5888faf6
+# %% ../nbs/04_sampler.ipynb #25257443
 def langevin_step(
     denoise, # function (z, σ) → x0
     z: Tensor, # points at level σ
@@ -163,18 +171,18 @@ def langevin_step(
     noise: Noise, # the law of ν
     ε: Tensor, # standard normal numbers, shaped like z
 ) -> Tensor: # points at the same level
-    "One corrector step (Song et al. 2021, algorithm 5, with the norms' expected ratio)."
+    "One corrector step (Song et al. 2021, algorithm 4, with σ for the ratio of norms)."
     m, g = noise.like(z)
     return z + 2 * snr**2 * (denoise(z, sigma) - z + sigma * m) + 2 * snr * sigma * g * ε
 
-# %% ../nbs/04_sampler.ipynb #78b810b3
+# %% ../nbs/04_sampler.ipynb #4a5ee9ed
 def estimate(
     denoise: Callable, # function (z, σ) → x0
     z: Tensor, # points at level σ
     sigma: float, sigma_next: float, # σ and σ′
     refine: Callable = euler, # `euler`, `heun` or `dpmpp_2m`
     past: tuple | None = None, # level and denoised points of the step before
-    correct: Callable | None = None, # function (x0, z, σ) → x0
+    correct: Callable | None = None, # function (x0, z, σ) → x0; correct.needs_grad = True keeps the graph
     keep_noise: bool = True, # after a correction, keep ν or recompute it
 ) -> tuple[Tensor, Tensor, Tensor]: # the clean estimate, its noise ν, and the plain denoised points
     "The first two moves: denoise, then correct."
@@ -187,21 +195,6 @@ def estimate(
         if correct and not keep_noise: ν = (z - x0) / sigma
     return x0.detach(), ν.detach(), plain.detach()
 
-# %% ../nbs/04_sampler.ipynb #90a5e468
-def check_start(
-    z: Tensor, # noisy points
-    batch: int | None = None, # rows at a time
-    condition: dict = {}, # what the denoiser is told beside z and σ
-):
-    "ValueError unless z is a finite, floating-point batch with rows, and the condition has a row for each of them."
-    if not isinstance(z, Tensor) or not (z.is_floating_point() or z.is_complex()):
-        raise ValueError(f"z must be a floating-point or complex tensor, got {getattr(z, 'dtype', type(z).__name__)}")
-    if z.ndim < 2 or 0 in z.shape: raise ValueError(f"z must be [batch, ...] and not empty, got shape {tuple(z.shape)}")
-    if not z.isfinite().all(): raise ValueError("z must be finite, got NaN or infinity")
-    if batch is not None and batch < 1: raise ValueError(f"batch must be at least 1, got {batch}")
-    for k, v in condition.items():
-        if isinstance(v, Tensor) and v.ndim and len(v) != len(z): raise ValueError(f"condition {k!r} must have {len(z)} rows, got {len(v)}")
-
 # %% ../nbs/04_sampler.ipynb #b4f572e0
 class StepReport(NamedTuple):
     "What a callback is told after each step."
@@ -212,7 +205,25 @@ class StepReport(NamedTuple):
     z: Tensor # the points at `sigma_next`
     rows: slice # which rows of the whole these are
 
-# %% ../nbs/04_sampler.ipynb #31bb95c4
+# %% ../nbs/04_sampler.ipynb #853ec501
+def check_start(
+    z: Tensor, # noisy points
+    batch: int | None = None, # rows at a time
+    condition: dict = {}, # what the denoiser is told beside z and σ
+):
+    "ValueError unless z is a finite, floating-point batch of rows and the condition has as many."
+    if not isinstance(z, Tensor) or not (z.is_floating_point() or z.is_complex()):
+        got = getattr(z, "dtype", type(z).__name__)
+        raise ValueError(f"z must be a floating-point or complex tensor, got {got}")
+    if z.ndim < 2 or 0 in z.shape:
+        raise ValueError(f"z must be [batch, ...] and not empty, got shape {tuple(z.shape)}")
+    if not z.isfinite().all(): raise ValueError("z must be finite, got NaN or infinity")
+    if batch is not None and batch < 1: raise ValueError(f"batch must be at least 1, got {batch}")
+    for k, v in condition.items():
+        if isinstance(v, Tensor) and v.ndim and len(v) != len(z):
+            raise ValueError(f"condition {k!r} must have {len(z)} rows, got {len(v)}")
+
+# %% ../nbs/04_sampler.ipynb #e9ac0eb8
 def in_batches(
     denoiser, # function (z, sigma, **condition) → x0
     z: Tensor, # all points `[n, ...]`
@@ -225,47 +236,52 @@ def in_batches(
         given = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in condition.items()}
         def denoise(z, σ, given=given):
             x0 = denoiser(z, torch.tensor(σ, dtype=z.real.dtype, device=z.device), **given)
-            if x0.shape != z.shape: raise ValueError(f"the denoiser answered with shape {tuple(x0.shape)} to z of shape {tuple(z.shape)}")
+            if x0.shape != z.shape:
+                shapes = tuple(x0.shape), tuple(z.shape)
+                raise ValueError("the denoiser answered with shape {} to z of shape {}".format(*shapes))
             return x0
         yield rows, z[rows], denoise
 
-# %% ../nbs/04_sampler.ipynb #760aa1db
+# %% ../nbs/04_sampler.ipynb #a6e198d0
 @torch.no_grad()
 def sample(
-    denoiser, # `Denoiser`, or any function (z, sigma, **condition) → x0; a plain function has the benign law of noise
+    denoiser, # `Denoiser`, or any function (z, sigma, **condition) → x0, with the benign law of noise
     z: Tensor, # where to start: points at level sigmas[0], `[n, ...]`, see `start_noise`
     sigmas, # schedule of noise levels, falling, usually to 0, `[steps + 1]`
     *,
-    correct: Callable | None = None, # second move: function (x0, z, sigma) → x0; may ask for the graph, see `estimate`
+    correct: Callable | None = None, # second move: function (x0, z, sigma) → x0, see `estimate`
     keep_noise: bool = True, # after a correction, keep the network's noise estimate, or recompute it
-    project: Callable | None = None, # function (z, sigma) → z after the third move, for methods that constrain the noisy points
+    project: Callable | None = None, # function (z, sigma) → z, applied after the third move
     eta: float = 0., # how random the third move is: 0 DDIM, 1 DDPM
     renoise: str = "ddim", # rule of the split: "ddim" or "dds", see `split`
     solver: str = "euler", # "euler", "heun" (two network calls a step) or "dpmpp_2m"
-    churn: Callable | None = None, # function σ → σ̂ ≥ σ, the level to which the noise is raised before a step
+    churn: Callable | None = None, # function σ → σ̂ ≥ σ, level to raise the noise to before a step
     langevin: int = 0, # corrector steps after each step
     snr: float = .16, # size of a corrector step against its noise
-    condition: dict | None = None, # passed on to the denoiser, e.g. dict(label=…); tensors `[n, ...]` are cut along with z
+    condition: dict | None = None, # for the denoiser, e.g. dict(label=…); tensors `[n, ...]` are cut like z
     batch: int | None = None, # rows at a time, to bound the memory; the result does not depend on it
     generator: torch.Generator | None = None, # source of randomness, touched only where something is random
     callback: Callable | None = None, # function of a `StepReport`, called after each step
     progress: bool = False, # show a progress bar
 ) -> Tensor: # points at level sigmas[-1], clean where that is 0, shaped like z
-    "Sample: denoise, correct, renoise, from each noise level to the next. ValueError for bad input, before any work."
-    levels, noise, solvers = check_sigmas(sigmas), getattr(denoiser, "noise", Noise()), dict(euler=euler, heun=heun, dpmpp_2m=dpmpp_2m)
+    "Sample: denoise, correct, renoise, level by level. ValueError for bad input, before any work."
+    levels, noise = check_sigmas(sigmas), getattr(denoiser, "noise", Noise())
+    solvers = dict(euler=euler, heun=heun, dpmpp_2m=dpmpp_2m)
     check_start(z, batch, condition or {})
     if solver not in solvers: raise ValueError(f"solver must be one of {list(solvers)}, got {solver!r}")
-    split(*levels[:2], eta, renoise)                                                     # refuses a bad η or rule
-    (m, g), out, bar = noise.like(z), torch.empty_like(z), tqdm(total=len(z) * (len(levels) - 1), disable=not progress)
+    split(*levels[:2], eta, renoise)                                # refuses a bad η or rule
+    (m, g), out, drawing = noise.like(z), torch.empty_like(z), eta or churn or langevin
+    bar = tqdm(total=len(z) * (len(levels) - 1), disable=not progress)
     for rows, z, denoise in in_batches(denoiser, z, condition or {}, batch):
-        streams, past = Rows(len(z), z.shape[1:], generator, z.device, z.dtype) if eta or churn or langevin else None, None
+        streams, past = Rows(len(z), z.shape[1:], generator, z.device, z.dtype) if drawing else None, None
         for i, (σ, σ1) in enumerate(pairwise(levels)):
             if churn: z, σ = raise_noise(z, σ, churn(σ), noise, streams.randn()), churn(σ)
             x0, ν, plain = estimate(denoise, z, σ, σ1, solvers[solver], past, correct, keep_noise)
             d, u = split(σ, σ1, eta, renoise)
-            z = x0 + σ1 * m + d * (ν - m)
+            z = x0 + d * ν + (σ1 - d) * m
             if u: z = z + u * g * streams.randn()
-            for _ in range(langevin if σ1 else 0): z = langevin_step(denoise, z, σ1, snr, noise, streams.randn())
+            for _ in range(langevin if σ1 else 0):
+                z = langevin_step(denoise, z, σ1, snr, noise, streams.randn())
             if project: z = project(z, σ1)
             if callback: callback(StepReport(i, σ, σ1, x0, z, rows))
             past = σ, plain
@@ -274,12 +290,13 @@ def sample(
     bar.close()
     return out
 
-# %% ../nbs/04_sampler.ipynb #2ccd03ec
+# %% ../nbs/04_sampler.ipynb #171687b2
 def edm_churn(
     steps: int, # number of steps of the schedule
     s_churn: float, # total amount, spread over the steps
     s_min: float = 0., s_max: float = float("inf"), # only between these levels
 ): # function σ → σ̂, for `sample`
-    "How far EDM raises the noise before a step: $\\hat\\sigma = (1 + \\gamma)\\, \\sigma$ (Karras et al. 2022, algorithm 2)."
-    if steps < 1 or not s_churn >= 0: raise ValueError(f"steps >= 1 and s_churn >= 0 expected, got {steps} and {s_churn}")
+    "How far EDM raises noise: $\\hat\\sigma = (1 + \\gamma) \\sigma$ (Karras et al. 2022, algorithm 2)."
+    if steps < 1 or not s_churn >= 0:
+        raise ValueError(f"steps >= 1 and s_churn >= 0 expected, got {steps} and {s_churn}")
     return lambda σ: σ * (1 + min(s_churn / steps, math.sqrt(2) - 1)) if s_min <= σ <= s_max else σ

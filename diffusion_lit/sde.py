@@ -9,7 +9,7 @@ __all__ = ['Noise', 'number', 'Process', 'VP', 'SubVP', 'EDM', 'VE', 'interpolat
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_sde.ipynb #a772e7c9
+# %% ../nbs/02_sde.ipynb #67980e31
 class Noise:
     "The law of the noise ν = m + g ε with ε standard normal: N(m, g²), element by element."
     def __init__(self,
@@ -18,8 +18,10 @@ class Noise:
     ):
         self.mean, self.std = mean, std
         for name, a in (("mean", mean), ("std", std)):
-            if not torch.as_tensor(a).isfinite().all(): raise ValueError(f"Noise: {name} must be finite, got {a}")
-        if (torch.as_tensor(std) < 0).any(): raise ValueError(f"Noise: std must not be negative, got {std}")
+            if not torch.as_tensor(a).isfinite().all():
+                raise ValueError(f"Noise: {name} must be finite, got {a}")
+        if (torch.as_tensor(std) < 0).any():
+            raise ValueError(f"Noise: std must not be negative, got {std}")
 
     def __call__(self, ε: Tensor) -> Tensor:
         "Turn standard normal numbers into this noise."
@@ -35,9 +37,9 @@ def number(t: float | Tensor) -> Tensor:
     "`t` as a tensor: tensors stay as they are, numbers become double precision."
     return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
-# %% ../nbs/02_sde.ipynb #e1bcd786
+# %% ../nbs/02_sde.ipynb #9f93a021
 class Process:
-    "A Gaussian diffusion, known by its scale s(t), its noise level σ(t), and the time t(σ) that has a noise level."
+    "A Gaussian diffusion: its scale s(t), its noise level σ(t), and the time t(σ) of a noise level."
     def scale(self, t: float | Tensor) -> Tensor: raise NotImplementedError
     def sigma(self, t: float | Tensor) -> Tensor: raise NotImplementedError
     def t(self, sigma: float | Tensor) -> Tensor: raise NotImplementedError
@@ -48,7 +50,8 @@ class Process:
         ν: Tensor, # noise, shaped like `x0`
     ) -> Tensor: # x_t, shaped like `x0`
         "The perturbation kernel $x_t = s(t) (x_0 + \\sigma(t) \\nu)$."
-        s, σ = ((a.reshape(-1, *[1] * (x0.ndim - 1)) if a.ndim else a) for a in (self.scale(t), self.sigma(t)))
+        s, σ = (a.reshape(-1, *[1] * (x0.ndim - 1)) if a.ndim else a
+                for a in (self.scale(t), self.sigma(t)))
         return (s * (x0 + σ * ν)).to(x0.dtype)
 
 # %% ../nbs/02_sde.ipynb #4ed78d94
@@ -113,16 +116,17 @@ def interpolate(
     i = torch.searchsorted(xs, x.to(xs.dtype).contiguous()).clamp(1, len(xs) - 1)
     return torch.lerp(ys[i - 1], ys[i], ((x - xs[i - 1]) / (xs[i] - xs[i - 1])).clamp(0, 1))
 
-# %% ../nbs/02_sde.ipynb #15111592
+# %% ../nbs/02_sde.ipynb #1a890348
 class DDPM(Process):
-    "The discrete chain of Ho et al. 2020; a time is the index 0 … n−1 that the network is told, and may fall between two."
+    "The chain of Ho et al. 2020; a time is the index 0 … n−1 told to the network, or lies between two."
     def __init__(self,
         n: int = 1000, # number of steps
         beta_start: float = 1e-4, # β of the first step, in (0, 1)
         beta_end: float = .02, # β of the last step, in (0, 1)
         betas: Tensor | None = None, # any other list of β `[n]` instead of the straight line
     ):
-        β = torch.linspace(beta_start, beta_end, n, dtype=torch.float64) if betas is None else torch.as_tensor(betas).double()
+        if betas is None: β = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
+        else: β = torch.as_tensor(betas).double()
         if β.ndim != 1 or len(β) < 2 or not ((β > 0) & (β < 1)).all():
             raise ValueError(f"at least two betas in (0, 1) expected, got {β.tolist()[:5]}")
         self.alpha_bar = (1 - β).cumprod(0)
@@ -133,7 +137,7 @@ class DDPM(Process):
     def scale(self, t): return (1 + self.sigma(t)**2).rsqrt()
     def t(self, sigma): return interpolate(number(sigma).log(), self.sigmas.log(), self.times)
 
-# %% ../nbs/02_sde.ipynb #c2a4fb69
+# %% ../nbs/02_sde.ipynb #42ed11ad
 def reverse_drift(
     process, # a `Process` with f and g: `VP`, `SubVP`, `VE` or `EDM`
     score, # function (x, t) -> ∇ log p(x, t), shaped like x
@@ -141,5 +145,5 @@ def reverse_drift(
     t: float | Tensor, # time
     stochastic: float = 1., # λ: 1 the reverse SDE, 0 the probability-flow ODE
 ) -> Tensor: # the drift, shaped like x; the noise that goes with it is `stochastic * process.g(t)`
-    "$f x - \\frac{1 + \\lambda^2}{2} g^2 \\nabla \\log p$, the drift that carries the marginals back in time."
+    "$f x - \\frac{1 + \\lambda^2}{2} g^2 \\nabla \\log p$, the drift back in time."
     return process.f(t) * x - (1 + stochastic**2) / 2 * process.g(t)**2 * score(x, t)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['draw', 'learning_rate', 'EMA', 'write_tensors', 'read_tensors', 'save', 'restore', 'load', 'save_run', 'load_run',
-           'average_gradients', 'gradient', 'check_training', 'as_numbers', 'fit', 'frechet_distance']
+           'agree', 'start_run', 'average_gradients', 'gradient', 'check_training', 'as_numbers', 'batch_loss', 'fit',
+           'frechet_distance']
 
-# %% ../nbs/06_training.ipynb #e5eb3ec8
+# %% ../nbs/06_training.ipynb #e8c19b4a
 import copy
 import json
 import math
@@ -17,21 +18,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 from .denoiser import Denoiser, denoising_loss, lognormal
 
-# %% ../nbs/06_training.ipynb #0be4c9e4
+# %% ../nbs/06_training.ipynb #c5d86286
 def draw(
     seed: int, # seed of the run plus index of the step
     data: Tensor, # clean points `[n, ...]`
     batch: int, # B, rows to draw, with replacement
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: # row numbers, u for the noise level, ε, and one more uniform number, each `[batch, ...]`
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: # row numbers, u, ε, another u in [0, 1), `[batch, ...]`
     "All that is random in a training step."
     g = torch.Generator(data.device).manual_seed(seed)
     rand = lambda: torch.rand(batch, device=data.device, generator=g)
     rows = torch.randint(len(data), (batch,), device=data.device, generator=g)
     u = (torch.arange(batch, device=data.device) + rand()) / batch
-    return rows, u, torch.randn(batch, *data.shape[1:], dtype=data.dtype, device=data.device, generator=g), rand()
+    ε = torch.randn(batch, *data.shape[1:], dtype=data.dtype, device=data.device, generator=g)
+    return rows, u, ε, rand()
 
 # %% ../nbs/06_training.ipynb #f3d40d75
 def learning_rate(
@@ -62,7 +64,7 @@ class EMA:
         torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - d)
         for mine, theirs in zip(self.model.buffers(), model.buffers()): mine.copy_(theirs)
 
-# %% ../nbs/06_training.ipynb #1d00299a
+# %% ../nbs/06_training.ipynb #59765561
 def write_tensors(
     path: str | Path, # where to
     tensors: dict[str, Tensor], # what
@@ -72,22 +74,24 @@ def write_tensors(
     path = Path(path)
     part = path.with_name(path.name + f".part{os.getpid()}")
     try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, dict(facts=json.dumps(facts)))
+        whole = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+        save_file(whole, part, dict(facts=json.dumps(facts)))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #9784d790
+# %% ../nbs/06_training.ipynb #0cd102fa
 def read_tensors(
     path: str | Path, # a file written by `write_tensors`
     device: torch.device | str = "cpu", # where the tensors shall live
 ) -> tuple[dict[str, Tensor], dict]: # tensors and facts
-    "Read such a file back; ValueError that names the file where it is missing, truncated or of another kind."
+    "Read such a file back; ValueError that names it where it is missing, truncated or of another kind."
     if not Path(path).is_file(): raise ValueError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt", device=str(device)) as f:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["facts"])
     except SafetensorError as e: raise ValueError(f"{path}: not a whole safetensors file ({e})") from None
-    except (KeyError, json.JSONDecodeError): raise ValueError(f"{path}: a safetensors file, but not one of diffusion_lit") from None
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{path}: a safetensors file, but not one of diffusion_lit") from None
 
 # %% ../nbs/06_training.ipynb #f490991a
 def save(
@@ -98,7 +102,7 @@ def save(
     "Save a model's weights and facts about it."
     write_tensors(path, model.state_dict(), facts)
 
-# %% ../nbs/06_training.ipynb #779a06ed
+# %% ../nbs/06_training.ipynb #3f0bb934
 def restore(
     model: nn.Module, # whose weights are replaced
     tensors: dict[str, Tensor], # its new weights, by name
@@ -106,7 +110,8 @@ def restore(
 ):
     "Copy weights into a model; ValueError that lists what does not fit, before anything is changed."
     want, got = ({k: tuple(v.shape) for k, v in d.items()} for d in (model.state_dict(), tensors))
-    wrong = [f"{k}: expected {want.get(k, 'no such tensor')}, file has {got.get(k, 'none')}" for k in sorted(want | got) if want.get(k) != got.get(k)]
+    wrong = [f"{k}: expected {want.get(k, 'no such tensor')}, file has {got.get(k, 'none')}"
+             for k in sorted(want | got) if want.get(k) != got.get(k)]
     if wrong: raise ValueError(f"{path}: the weights do not fit the model\n  " + "\n  ".join(wrong[:20]))
     model.load_state_dict(tensors)
 
@@ -120,7 +125,7 @@ def load(
     restore(model, tensors, path)
     return facts
 
-# %% ../nbs/06_training.ipynb #d274217b
+# %% ../nbs/06_training.ipynb #40a832f8
 def save_run(
     path: str | Path, # where to
     model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer, # what is trained, and by what
@@ -130,29 +135,61 @@ def save_run(
     "Write a checkpoint of a run, whole or not at all."
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if ema: tensors |= {f"ema.{k}": v for k, v in ema.model.state_dict().items()}
-    for i, moments in optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-    write_tensors(path, tensors | dict(history=torch.tensor(history, dtype=torch.float64)), facts | dict(ema_steps=ema.steps if ema else None))
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    tensors["history"] = torch.tensor(history, dtype=torch.float64)
+    write_tensors(path, tensors, facts | dict(ema_steps=ema.steps if ema else None))
 
-# %% ../nbs/06_training.ipynb #858deeb1
+# %% ../nbs/06_training.ipynb #0de771a2
 def load_run(
     path: str | Path, # a checkpoint
     model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer, # brought to where they were
     settings: dict, # what this run was called with
 ) -> tuple[list, int]: # history and seed
-    "Bring a run back to where its checkpoint left it; ValueError where settings differ or the weights do not fit."
+    "Bring a run back to its checkpoint; ValueError where the settings differ or the weights do not fit."
     tensors, facts = read_tensors(path, next(model.parameters()).device)
     if "settings" not in facts: raise ValueError(f"{path}: not a checkpoint of a run")
-    differ = [f"{k}: {facts['settings'].get(k)} there, {v} here" for k, v in settings.items() if facts["settings"].get(k) != v]
+    differ = [f"{k}: {facts['settings'].get(k)} there, {v} here"
+              for k, v in settings.items() if facts["settings"].get(k) != v]
     if differ: raise ValueError(f"{path}: the run was started with other settings: " + "; ".join(differ))
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     restore(model, part("model."), path)
     if ema: restore(ema.model, part("ema."), path); ema.steps = facts["ema_steps"]
     state = {}
-    for k, v in part("optimizer.").items(): state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v.cpu() if k.endswith("step") else v
+    for k, v in part("optimizer.").items():
+        i, name = k.split(".")
+        state.setdefault(int(i), {})[name] = v.cpu() if name == "step" else v
     optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()["param_groups"]))
     return tensors["history"].tolist(), facts["seed"]
 
-# %% ../nbs/06_training.ipynb #7df6cd9e
+# %% ../nbs/06_training.ipynb #dbd7df8d
+def agree(
+    seed: int, # of this process
+    accelerator, # an accelerate.Accelerator, or None for a process alone
+    *models: nn.Module | None, # of this process; they get the weights of process 0
+) -> int: # the seed of process 0
+    "Give every process the seed and the weights of process 0."
+    if accelerator is None or accelerator.num_processes == 1: return seed
+    rank = accelerator.process_index
+    first = lambda t: accelerator.reduce(t if rank == 0 else torch.zeros_like(t), "sum")
+    for m in filter(None, models): m.load_state_dict({k: first(v) for k, v in m.state_dict().items()})
+    return first(torch.tensor(seed, device=next(models[0].parameters()).device)).item()
+
+# %% ../nbs/06_training.ipynb #cfbf6eab
+def start_run(
+    resume: str | Path | None, # a checkpoint, which need not exist yet
+    model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer, # brought to where they were
+    settings: dict, # what this run was called with
+    generator: torch.Generator | None = None, # source of a new run's seed; None is PyTorch's global one
+    accelerator=None, # an accelerate.Accelerator, or None for a process alone
+) -> tuple[list, int]: # history and seed
+    "The state in which a run starts: that of its checkpoint, or an empty history and a new seed."
+    parts, where = (model, ema, optimizer, settings), generator.device if generator else "cpu"
+    seed = torch.randint(2**62, (), generator=generator, device=where).item()
+    history, seed = load_run(resume, *parts) if resume and Path(resume).exists() else ([], seed)
+    return history, agree(seed, accelerator, model, ema and ema.model)
+
+# %% ../nbs/06_training.ipynb #c79fe6cf
 def average_gradients(
     model: nn.Module, # with gradients
     loss: Tensor, # of this process's rows
@@ -161,12 +198,13 @@ def average_gradients(
     "Replace each process's gradients and loss by their mean over the processes, in one message."
     if accelerator is None or accelerator.num_processes == 1: return loss
     parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters] + [loss.reshape(1)])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads] + [loss.reshape(1)])
     *grads, loss = accelerator.reduce(flat, "mean").split([p.numel() for p in parameters] + [1])
     for p, grad in zip(parameters, grads): p.grad = grad.view_as(p)
     return loss[0]
 
-# %% ../nbs/06_training.ipynb #eb701fea
+# %% ../nbs/06_training.ipynb #cc2590f7
 def gradient(
     model: nn.Module, # its gradients are replaced
     loss: Callable, # called without arguments, gives the loss of each of this process's rows
@@ -176,43 +214,67 @@ def gradient(
 ) -> Tensor: # the mean loss of the batch
     "The gradient of the mean loss, over all processes, left in the model."
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.autocast(device.type, precision, precision is not None):
+    mixed = torch.autocast(device.type, precision, precision is not None)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), mixed:
         (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(seed)
         value = loss().mean()
     model.zero_grad()
     value.backward()
     return average_gradients(model, value.detach(), accelerator)
 
-# %% ../nbs/06_training.ipynb #2343a5c2
+# %% ../nbs/06_training.ipynb #e597106c
 def check_training(
     model: nn.Module, data: Tensor, condition: dict, # what will be trained, and on what
     steps: int, batch: int, lr: float, drop: float, every: int, # settings
     processes: int = 1, # which share a batch
 ):
-    "ValueError unless the data are finite floating-point rows on the model's device and the settings make sense."
-    if not isinstance(data, Tensor) or not data.is_floating_point(): raise ValueError(f"data must be a floating-point tensor, got {getattr(data, 'dtype', type(data).__name__)}")
-    if data.ndim < 2 or 0 in data.shape: raise ValueError(f"data must be [n, ...] and not empty, got shape {tuple(data.shape)}")
+    "ValueError unless data are finite floating-point rows on the model's device and settings make sense."
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        got = getattr(data, "dtype", type(data).__name__)
+        raise ValueError(f"data must be a floating-point tensor, got {got}")
+    if data.ndim < 2 or 0 in data.shape:
+        raise ValueError(f"data must be [n, ...] and not empty, got shape {tuple(data.shape)}")
     if not data.isfinite().all(): raise ValueError("data must be finite, got NaN or infinity")
     device = next(model.parameters()).device
-    if data.device != device: raise ValueError(f"data must live on the model's device {device}, got {data.device}")
+    if data.device != device:
+        raise ValueError(f"data must live on the model's device {device}, got {data.device}")
     for k, v in condition.items():
-        if not isinstance(v, Tensor) or len(v) != len(data) or v.device != device: raise ValueError(f"condition {k!r} must be a tensor of {len(data)} rows on {device}")
+        if not isinstance(v, Tensor) or len(v) != len(data) or v.device != device:
+            raise ValueError(f"condition {k!r} must be a tensor of {len(data)} rows on {device}")
     if steps < 1 or batch < 1 or every < 1 or not 0 < lr < math.inf or not 0 <= drop <= 1:
-        raise ValueError(f"steps, batch and every >= 1, lr > 0 and 0 <= drop <= 1 expected, got {steps}, {batch}, {every}, {lr}, {drop}")
-    if batch % processes: raise ValueError(f"batch must be a multiple of the {processes} processes, got {batch}")
-    if drop and "label" not in condition: raise ValueError("drop is the share of labels to drop, but condition has no 'label'")
+        got = f"{steps}, {batch}, {every}, {lr}, {drop}"
+        raise ValueError(f"steps, batch and every >= 1, lr > 0 and 0 <= drop <= 1 expected, got {got}")
+    if batch % processes:
+        raise ValueError(f"batch must be a multiple of the {processes} processes, got {batch}")
+    if drop and "label" not in condition:
+        raise ValueError("drop is the share of labels to drop, but condition has no 'label'")
 
-# %% ../nbs/06_training.ipynb #a500cee7
+# %% ../nbs/06_training.ipynb #ac321ba7
 def as_numbers(
     history: list, # rows of numbers, or of tensors that have not been looked at yet
 ) -> list[list[float]]: # rows of numbers
     "Look at the history; FloatingPointError that names the first step whose loss is not finite."
     history = [[float(x) for x in row] for row in history]
     lost = next((k for k, row in enumerate(history) if not math.isfinite(row[0])), None)
-    if lost is not None: raise FloatingPointError(f"the loss of step {lost} is {history[lost][0]}; try a lower learning rate or clip < 1")
+    if lost is not None:
+        advice = "try a lower learning rate or clip < 1"
+        raise FloatingPointError(f"the loss of step {lost} is {history[lost][0]}; {advice}")
     return history
 
-# %% ../nbs/06_training.ipynb #6f27ae92
+# %% ../nbs/06_training.ipynb #b2f1829a
+def batch_loss(
+    model: nn.Module, loss: Callable, # what is trained, and by which loss
+    data: Tensor, condition: dict, # clean points `[n, ...]` and what belongs to each
+    drop: float, # share of labels replaced by −1, in [0, 1]
+    levels: Callable, # quantile function of the noise levels, u → σ
+    rows: Tensor, u: Tensor, ε: Tensor, extra: Tensor, # what `draw` drew, `[batch, ...]`
+) -> Tensor: # the loss of each row, `[batch]`
+    "The loss on the rows that were drawn, with the labels dropped where the extra number is below `drop`."
+    given = {key: v[rows] for key, v in condition.items()}
+    if drop: given["label"] = given["label"].where(extra >= drop, -1)
+    return loss(model, data[rows], levels(u).to(data), ε, **given)
+
+# %% ../nbs/06_training.ipynb #a150bd0a
 def fit(
     model: Denoiser, # what is trained, in place
     data: Tensor, # clean points `[n, ...]`, on the model's device
@@ -223,7 +285,7 @@ def fit(
     loss: Callable = denoising_loss, # function (model, x0, sigma, ε, **condition) → `[batch]`
     condition: dict | None = None, # tensors with a row for each of the data, e.g. dict(label=…)
     drop: float = 0., # share of labels replaced by −1, so that guidance is possible
-    lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0., # of AdamW; the rate climbs, then falls as a cosine
+    lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0., # of AdamW, see `learning_rate`
     clip: float | None = 1., # longest gradient; None does not clip
     ema: EMA | None = None, # updated after each step
     precision: torch.dtype | None = None, # e.g. torch.bfloat16, for the network's arithmetic
@@ -234,40 +296,41 @@ def fit(
     callback: Callable | None = None, # function of the number of steps done, called after each
     progress: bool = False, # show a progress bar
 ) -> "pandas.DataFrame": # loss, learning rate and gradient norm of each step
-    "Train by denoising score matching; ValueError for bad input, FloatingPointError where the loss is lost."
-    import pandas as pd                                                # here, because it is slow to import
-    condition, rank, processes = condition or {}, *((accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1))
+    "Train by denoising score matching; ValueError for bad input, FloatingPointError for a loss not finite."
+    import pandas as pd                                             # here, because it is slow to import
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    condition, mine = condition or {}, slice(rank * batch // processes, (rank + 1) * batch // processes)
     check_training(model, data, condition, steps, batch, lr, drop, every, processes)
-    settings = dict(steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip, drop=drop, data=list(data.shape), precision=str(precision))
+    settings = dict(steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip,
+                    drop=drop, data=list(data.shape), precision=str(precision))
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    history, seed = [], torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu").item()
-    if resume and Path(resume).exists(): history, seed = load_run(resume, model, ema, optimizer, settings)
-    mine = slice(rank * batch // processes, (rank + 1) * batch // processes)
+    history, seed = start_run(resume, model, ema, optimizer, settings, generator, accelerator)
     model.train()
-    for k in tqdm(range(len(history), steps), initial=len(history), total=steps, disable=not progress or rank > 0):
-        rows, u, ε, extra = (a[mine] for a in draw(seed + k, data, batch))
-        given = {key: v[rows] for key, v in condition.items()}
-        if drop: given["label"] = given["label"].where(extra >= drop, -1)
+    for k in trange(len(history), steps, initial=len(history), total=steps, disable=not progress or rank):
+        drawn = [a[mine] for a in draw(seed + k, data, batch)]
         optimizer.param_groups[0]["lr"] = learning_rate(k, steps, lr, warmup)
-        value = gradient(model, lambda: loss(model, data[rows], levels(u).to(data), ε, **given), seed + k, precision, accelerator)
+        rows_loss = lambda: batch_loss(model, loss, data, condition, drop, levels, *drawn)
+        value = gradient(model, rows_loss, seed + k, precision, accelerator)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
         optimizer.step()
         if ema: ema.update(model)
         history.append((value, optimizer.param_groups[0]["lr"], norm))
         if (k + 1) % every == 0 or k + 1 == steps:
             history = as_numbers(history)
-            if resume and rank == 0: save_run(resume, model, ema, optimizer, history, dict(seed=seed, settings=settings))
+            facts = dict(seed=seed, settings=settings)
+            if resume and rank == 0: save_run(resume, model, ema, optimizer, history, facts)
         if callback: callback(k + 1)
     model.eval()
     return pd.DataFrame(history, columns=["loss", "lr", "norm"]).rename_axis("step")
 
-# %% ../nbs/06_training.ipynb #4305f470
+# %% ../nbs/06_training.ipynb #aede2b61
 def frechet_distance(
     a: Tensor, b: Tensor, # features `[n, k]` and `[m, k]`, at least two rows each
 ) -> float: # squared distance, in units of the features
-    "The squared Fréchet (2-Wasserstein) distance between Gaussians fitted to two clouds; ValueError where they do not fit."
+    "The squared Fréchet (2-Wasserstein) distance of Gaussians fitted to clouds; ValueError for bad ones."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"two clouds [n, k] with the same k and two rows at least expected, got {tuple(a.shape)} and {tuple(b.shape)}")
+        got = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"two clouds [n, k] with the same k and two rows at least expected, got {got}")
     a, b = a.double(), b.double()
     if not (a.isfinite().all() and b.isfinite().all()): raise ValueError("features must be finite")
     A, B = (torch.atleast_2d(c.T.cov()) for c in (a, b))

@@ -1,7 +1,7 @@
 """What the sampling loop costs beside its network, and against the DDIM pipeline of diffusers. Run: python studies/sampler.py
 
 Cells: the loop's own share of the time for several samplers and two networks of about a million weights; samples a second against diffusers.
-Times are medians of interleaved repeats in one process, on one thread; ratios are what to compare across machines.
+Times are of the processor, medians of interleaved repeats in one process on one thread; ratios are what to compare across machines.
 """
 import statistics
 import time
@@ -25,9 +25,9 @@ class Timed(torch.nn.Module):
     def __init__(self, net): super().__init__(); self.net, self.seconds, self.calls = net, 0., 0
 
     def forward(self, *args, **options):
-        began = time.perf_counter()
+        began = time.process_time()
         out = self.net(*args, **options)
-        self.seconds, self.calls = self.seconds + time.perf_counter() - began, self.calls + 1
+        self.seconds, self.calls = self.seconds + time.process_time() - began, self.calls + 1
         return out
 
 
@@ -39,9 +39,9 @@ def share(network, sampler, batch, steps, repeats):
     denoiser, sigmas = Denoiser(net, edm(.5)), karras_sigmas(steps)
     z = start_noise(batch, shape, 80., generator=torch.Generator().manual_seed(0))
     for _ in range(repeats + 1):
-        net.seconds, net.calls, began = 0., 0, time.perf_counter()
+        net.seconds, net.calls, began = 0., 0, time.process_time()
         sample(denoiser, z, sigmas, generator=torch.Generator().manual_seed(0), **SAMPLERS[sampler])
-        runs.append((net.seconds, time.perf_counter() - began - net.seconds))
+        runs.append((net.seconds, time.process_time() - began - net.seconds))
     inside, outside = (statistics.median(x) for x in zip(*runs[1:]))
     return dict(weights=sum(p.numel() for p in net.parameters()), calls=net.calls, network_seconds=inside, other_seconds=outside, share=outside / inside)
 
@@ -66,9 +66,9 @@ def against_diffusers(batch, steps, repeats):
     seconds = {name: [] for name in run}
     for _ in range(repeats + 1):
         for name, go in run.items():
-            began = time.perf_counter()
+            began = time.process_time()
             go()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     rate = {name: batch / statistics.median(s[1:]) for name, s in seconds.items()}
     return dict(weights=sum(p.numel() for p in theirs.parameters()), per_second=rate, ratio={name: r / rate["diffusers"] for name, r in rate.items()})
 

@@ -19,7 +19,8 @@ if len(sys.argv) > 4:
     from accelerate import Accelerator
     accelerator = Accelerator(cpu=True)
 torch.set_num_threads(1)
-torch.manual_seed(0)
+rank = accelerator.process_index if accelerator else 0
+torch.manual_seed(rank)                      # each process has weights and a seed of its own: those of process 0 must win
 model = Denoiser(UNet(1, width=8, classes=3, dropout=0. if accelerator else .2), edm(.5))
 images = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 if accelerator: model, images = model.double(), images.double()        # so that rounding cannot hide a difference
@@ -29,8 +30,8 @@ def wait(k):
     print(k, flush=True)
     time.sleep(pause)
 fit(model, images, steps=30, batch=8, condition=dict(label=torch.arange(40) % 3), drop=.2, ema=ema, warmup=5, resume=resume, every=7,
-    generator=torch.Generator().manual_seed(1), accelerator=accelerator, callback=wait)
-if accelerator is None or accelerator.process_index == 0: save(path, torch.nn.ModuleList([model, ema.model]))
+    generator=torch.Generator().manual_seed(1 + rank), accelerator=accelerator, callback=wait)
+if rank == 0: save(path, torch.nn.ModuleList([model, ema.model]))
 """
 
 
