@@ -39,8 +39,8 @@ class Mutant:
 
     @property
     def id(self):
-        text = repr((self.module, self.source, self.start, self.end, self.new))
-        return f"{self.module}-{hashlib.sha1(text.encode()).hexdigest()[:7]}"
+        program = ast.dump(ast.parse(self.broken))      # as long as the cell's program stays, whatever its comments
+        return f"{self.module}-{hashlib.sha1(program.encode()).hexdigest()[:7]}"
 
     @property
     def diff(self):

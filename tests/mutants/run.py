@@ -4,7 +4,7 @@ Run by hand (pytest does not collect it). The repository is copied once and must
 a fresh copy gets the break in its notebook, `nbdev_export` carries it to the module, and three juries sit in turn until
 one objects: the chapter's own notebook (`pytest --nbval -x`), the later notebooks that import the module, directly or
 not, and tests/ (without what judges the book's form). What runs too long counts as noticed, in a column of
-its own. `--only ID` runs a mutant again; identifiers last as long as the text of the broken cell.
+its own. `--only ID` runs a mutant again; identifiers last as long as the program in the cell.
 """
 import argparse, collections, filecmp, json, os, random, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +166,7 @@ def main():
         print(f"{len(every)} mutants in", ", ".join(f"{k} ({len(v)}, {lines[k]} lines)" for k, v in mutants.items()))
         chosen = every if a.all else draw(mutants, lines, a.number, a.seed)
         if a.only: chosen = [m for m in every if m.id in a.only]
+        if gone := set(a.only or []) - {m.id for m in chosen}: raise SystemExit(f"no such mutant any more: {gone}")
         if a.list:
             for m in chosen: print(f"{m.id}  cell {m.cell}, {m.kind}\n{m.diff}")
             return
