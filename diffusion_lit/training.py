@@ -35,7 +35,7 @@ def draw(
     ε = torch.randn(batch, *data.shape[1:], dtype=data.dtype, device=data.device, generator=g)
     return rows, u, ε, rand()
 
-# %% ../nbs/06_training.ipynb #f3d40d75
+# %% ../nbs/06_training.ipynb #d3c5f437
 def learning_rate(
     step: int, # k, from 0
     steps: int, # K, their number
@@ -44,7 +44,7 @@ def learning_rate(
 ) -> float: # the learning rate of the step
     "Warm-up and half a cosine."
     if step < warmup: return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 # %% ../nbs/06_training.ipynb #a1c749b7
 class EMA:
