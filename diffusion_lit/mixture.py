@@ -35,13 +35,13 @@ def rotate(
     "Turn each component's coordinates by its own matrix."
     return u if Q is None else torch.einsum("kij,bkj->bki", Q, u)
 
-# %% ../nbs/01_mixture.ipynb #03e7721e
+# %% ../nbs/01_mixture.ipynb #1bf239d8
 def eigen(
     covs: Tensor, # variances `[component, d]`, or symmetric matrices `[component, d, d]`
 ) -> tuple[Tensor, Tensor | None]: # eigenvalues λ `[component, d]`, eigenvectors Q, None for identities
     "The spread of each component along its own axes; ValueError for a negative eigenvalue."
     λ, Q = torch.linalg.eigh(covs) if covs.ndim == 3 else (covs, None)
-    if (λ < -10 * λ.shape[-1] * torch.finfo(λ.dtype).eps * λ.abs().max()).any():
+    if (λ < -torch.finfo(λ.dtype).eps**.5 * λ.max()).any():                 # rounding makes smaller ones
         raise ValueError(f"covs must be positive semidefinite, got an eigenvalue {λ.min():g}")
     return λ.clamp(min=0), Q
 
