@@ -9,11 +9,12 @@ __all__ = ['Place', 'PLACES', 'PARTS', 'SIGNS', 'frequencies', 'TimeEmbedding', 
            'list_length', 'ddpm_unet', 'unsort_heads', 'guided_unet', 'diffusers_config', 'diffusers_unet',
            'ehrdiff_mlp', 'translate_mlp', 'recognise_layout', 'diffusers_files', 'load_checkpoint']
 
-# %% ../nbs/05_network.ipynb #ae59cba9
+# %% ../nbs/05_network.ipynb #0e5344dc
 import json, math, re
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -359,7 +360,7 @@ def check_style(
         raise ValueError(f"resample must be 'conv', 'conv after' or 'resblock', got {style.resample!r}")
     return style
 
-# %% ../nbs/05_network.ipynb #5fb94a4c
+# %% ../nbs/05_network.ipynb #7dc0c297
 def read_weights(
     path: str | Path, # a .safetensors file, or anything that torch.save wrote
 ): # what the file holds: tensors in dictionaries and lists
@@ -371,6 +372,8 @@ def read_weights(
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise
+    except UnpicklingError:                                 # its own words suggest to run the file after all
+        raise ValueError(f"{path} cannot be read as plain tensors: what else it holds was not run") from None
     except Exception as e:                                  # readers fail in many ways; all mean the same here
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ValueError(f"{path} cannot be read as plain tensors: {reason}") from e
