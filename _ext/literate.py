@@ -77,7 +77,7 @@ def source_read(app, docname, source):
 def api():
     "The body of the API page."
     return "\n\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: diffusion_lit.{name}\n"
-                       "   :members:\n   :undoc-members:\n   :special-members: __call__\n```" for name in modules())
+                       "   :members:\n   :undoc-members:\n   :special-members: __call__\n   :no-value:\n```" for name in modules())
 
 
 def rst(text, own=()):
