@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['karras_sigmas', 'log_sigmas', 'ddim_steps', 'ddim_sigmas', 'check_sigmas', 'split', 'euler', 'heun', 'dpmpp_2m',
-           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'StepReport', 'check_start', 'in_batches',
-           'sample', 'edm_churn']
+           'Rows', 'start_noise', 'raise_noise', 'langevin_step', 'estimate', 'StepReport', 'check_start',
+           'check_moves', 'in_batches', 'sample', 'edm_churn']
 
 # %% ../nbs/04_sampler.ipynb #9abd8d44
 import math
@@ -162,7 +162,7 @@ def raise_noise(
     m, g = noise.like(z)
     return z + (sigma_hat - sigma) * m + math.sqrt(sigma_hat**2 - sigma**2) * g * ε
 
-# %% ../nbs/04_sampler.ipynb #25257443
+# %% ../nbs/04_sampler.ipynb #520c0ad5
 def langevin_step(
     denoise, # function (z, σ) → x0
     z: Tensor, # points at level σ
@@ -171,7 +171,7 @@ def langevin_step(
     noise: Noise, # the law of ν
     ε: Tensor, # standard normal numbers, shaped like z
 ) -> Tensor: # points at the same level
-    "One corrector step (Song et al. 2021, algorithm 4, with σ for the ratio of norms)."
+    "One corrector step (Song et al. 2021, with σ for the ratio of norms)."
     m, g = noise.like(z)
     return z + 2 * snr**2 * (denoise(z, sigma) - z + sigma * m) + 2 * snr * sigma * g * ε
 
@@ -223,6 +223,21 @@ def check_start(
         if isinstance(v, Tensor) and v.ndim and len(v) != len(z):
             raise ValueError(f"condition {k!r} must have {len(z)} rows, got {len(v)}")
 
+# %% ../nbs/04_sampler.ipynb #e7232e59
+def check_moves(
+    solver: str, # "euler", "heun" or "dpmpp_2m"
+    churn: Callable | None = None, # function σ → σ̂, see `sample`
+    langevin: int = 0, # corrector steps after each step, not negative
+    snr: float = .16, # size of a corrector step, positive
+) -> Callable: # the solver's function
+    "The solver by its name; ValueError for choices that make no sense, alone or together."
+    solvers = dict(euler=euler, heun=heun, dpmpp_2m=dpmpp_2m)
+    if solver not in solvers or churn and solver == "dpmpp_2m":     # 2M looks back on levels that churn moves
+        raise ValueError(f"solver must be one of {list(solvers)}, the last without churn, got {solver!r}")
+    if langevin < 0 or not snr > 0:
+        raise ValueError(f"langevin >= 0 and snr > 0 expected, got {langevin} and {snr}")
+    return solvers[solver]
+
 # %% ../nbs/04_sampler.ipynb #e9ac0eb8
 def in_batches(
     denoiser, # function (z, sigma, **condition) → x0
@@ -242,7 +257,7 @@ def in_batches(
             return x0
         yield rows, z[rows], denoise
 
-# %% ../nbs/04_sampler.ipynb #a6e198d0
+# %% ../nbs/04_sampler.ipynb #48472c7e
 @torch.no_grad()
 def sample(
     denoiser, # `Denoiser`, or any function (z, sigma, **condition) → x0, with the benign law of noise
@@ -266,9 +281,8 @@ def sample(
 ) -> Tensor: # points at level sigmas[-1], clean where that is 0, shaped like z
     "Sample: denoise, correct, renoise, level by level. ValueError for bad input, before any work."
     levels, noise = check_sigmas(sigmas), getattr(denoiser, "noise", Noise())
-    solvers = dict(euler=euler, heun=heun, dpmpp_2m=dpmpp_2m)
     check_start(z, batch, condition or {})
-    if solver not in solvers: raise ValueError(f"solver must be one of {list(solvers)}, got {solver!r}")
+    refine = check_moves(solver, churn, langevin, snr)
     split(*levels[:2], eta, renoise)                                # refuses a bad η or rule
     (m, g), out, drawing = noise.like(z), torch.empty_like(z), eta or churn or langevin
     bar = tqdm(total=len(z) * (len(levels) - 1), disable=not progress)
@@ -276,7 +290,7 @@ def sample(
         streams, past = Rows(len(z), z.shape[1:], generator, z.device, z.dtype) if drawing else None, None
         for i, (σ, σ1) in enumerate(pairwise(levels)):
             if churn: z, σ = raise_noise(z, σ, churn(σ), noise, streams.randn()), churn(σ)
-            x0, ν, plain = estimate(denoise, z, σ, σ1, solvers[solver], past, correct, keep_noise)
+            x0, ν, plain = estimate(denoise, z, σ, σ1, refine, past, correct, keep_noise)
             d, u = split(σ, σ1, eta, renoise)
             z = x0 + d * ν + (σ1 - d) * m
             if u: z = z + u * g * streams.randn()
