@@ -29,7 +29,7 @@ def frequencies(
     if n <= shift: raise ValueError(f"need more than {shift} frequencies, got {n}")
     return torch.exp(-math.log(period) * torch.arange(n, dtype=torch.float32) / (n - shift))
 
-# %% ../nbs/05_network.ipynb #1bbc1002
+# %% ../nbs/05_network.ipynb #d73760c1
 class TimeEmbedding(nn.Module):
     "A number as waves of given frequencies (eq-waves)."
     def __init__(
@@ -43,11 +43,11 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies)
         self.size = sum(1 if o == "raw" else len(frequencies) for o in self.order)
 
-    def forward(self, c): # c `[batch]` -> `[batch, size]`
-        ωc = c[:, None] * self.frequencies
-        return torch.cat([c[:, None] if o == "raw" else getattr(ωc, o)() for o in self.order], -1)
+    def forward(self, c): # c `[batch, ...]` -> `[batch, ..., size]`
+        ωc = c[..., None] * self.frequencies
+        return torch.cat([c[..., None] if o == "raw" else getattr(ωc, o)() for o in self.order], -1)
 
-# %% ../nbs/05_network.ipynb #6d0917e9
+# %% ../nbs/05_network.ipynb #5353f0ef
 class Condition(nn.Module):
     "Noise level, label and context as one vector (eq-condition); -1, or None, is no label."
     def __init__(
@@ -66,38 +66,38 @@ class Condition(nn.Module):
         self.label = nn.Embedding(classes + 1, size) if classes else None       # row 0: no label
         self.context = nn.Linear(context, size, bias=False) if context else None
 
-    def forward(self, batch, c_noise, label=None, context=None): # -> `[batch, size]`
+    def forward(self, batch, c_noise, label=None, context=None): # -> `[*batch, size]`
         "ValueError or TypeError where an argument does not fit the batch or the network."
         c, label = check_condition(self, batch, c_noise, label, context)
-        e = self.mlp(self.time(c)).expand(batch, -1)                            # a scalar is embedded once
+        e = self.mlp(self.time(c)).expand(*batch, -1)                           # a scalar is embedded once
         if self.label is not None: e = e + self.label(label + 1)
         return e if context is None else e + self.context(context)
 
-# %% ../nbs/05_network.ipynb #72762e43
+# %% ../nbs/05_network.ipynb #f8d82d94
 def check_condition(
     net: Condition, # what the arguments are for
-    batch: int, # rows
-    c_noise: float | Tensor, # a number, or one a row `[batch]`
-    label: Tensor | None, # whole numbers from -1 to classes - 1 `[batch]`
-    context: Tensor | None, # `[batch, context]`
-) -> tuple[Tensor, Tensor | None]: # c_noise `[1 or batch]` and label `[batch]`, ready to use
+    batch: tuple[int, ...], # shape of the batch: rows, or rows and draws a row
+    c_noise: float | Tensor, # a number, or one a row `[*batch]`
+    label: Tensor | None, # whole numbers from -1 to classes - 1 `[*batch]`
+    context: Tensor | None, # `[*batch, context]`
+) -> tuple[Tensor, Tensor | None]: # c_noise `[1]` or `[*batch]` and label `[*batch]`, ready to use
     "Raises ValueError or TypeError with the offending name, shape or value."
     c = torch.as_tensor(c_noise).to(net.time.frequencies)
-    if c.shape not in ((), (batch,)):
-        raise ValueError(f"c_noise must be a number or [{batch}], got shape {tuple(c.shape)}")
+    if c.shape not in ((), batch):
+        raise ValueError(f"c_noise must be a number or {list(batch)}, got shape {tuple(c.shape)}")
     if label is not None:
         if net.label is None: raise ValueError("label given, but the network was built with classes=0")
-        if label.shape != (batch,): raise ValueError(f"label must be [{batch}], got shape {tuple(label.shape)}")
+        if label.shape != batch: raise ValueError(f"label must be {list(batch)}, got shape {tuple(label.shape)}")
         if label.is_floating_point(): raise TypeError(f"label must hold whole numbers, got {label.dtype}")
         n = net.label.num_embeddings - 1
         if label.is_cpu and not ((label >= -1) & (label < n)).all():     # elsewhere the look would wait for the device
             raise ValueError(f"label must be from -1 to {n - 1}, got {label.min()} to {label.max()}")
-    elif net.label is not None: label = torch.full((batch,), -1, device=c.device)
+    elif net.label is not None: label = torch.full(batch, -1, device=c.device)
     k = None if context is None else tuple(context.shape)
     if k and net.context is None: raise ValueError("context given, but the network was built with context=0")
-    if k and k != (batch, net.context.in_features):
-        raise ValueError(f"context must be [{batch}, {net.context.in_features}], got shape {k}")
-    return c.reshape(-1), label
+    if k and k != (*batch, net.context.in_features):
+        raise ValueError(f"context must be {[*batch, net.context.in_features]}, got shape {k}")
+    return c if c.ndim else c[None], label
 
 # %% ../nbs/05_network.ipynb #011a456c
 class Layer(nn.Module):
@@ -123,7 +123,7 @@ def zero_init(
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/05_network.ipynb #d62130bd
+# %% ../nbs/05_network.ipynb #74634aba
 class MLP(nn.Module):
     "Linear layers for vectors, each told the condition (eq-layer)."
     def __init__(
@@ -144,11 +144,11 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(Layer(i, o, size, f) for i, o, f in zip(widths, widths[1:], φ))
         zero_init(self.layers[-1].out)
 
-    def forward(self, x, c_noise, label=None, context=None): # x `[batch, columns]` -> the same shape
+    def forward(self, x, c_noise, label=None, context=None): # x `[batch, columns]` or `[batch, draws, columns]` -> the same
         "ValueError where `x` has other columns."
         columns = self.layers[0].out.in_features
-        if x.ndim != 2 or x.shape[1] != columns: raise ValueError(f"x must be [batch, {columns}], got {tuple(x.shape)}")
-        h, e = x, self.condition(len(x), c_noise, label, context)
+        if x.ndim < 2 or x.shape[-1] != columns: raise ValueError(f"x must be [batch, {columns}], got {tuple(x.shape)}")
+        h, e = x, self.condition(x.shape[:-1], c_noise, label, context)
         for layer in self.layers: h = layer(h, e)
         return h
 
@@ -299,7 +299,7 @@ class Style:
         if layers and attention: layers["attention"] = self.attention(place.outs)
         return Step(layers | (dict(resample=self.resize(place.outs, way)) if place.resample else {}))
 
-# %% ../nbs/05_network.ipynb #9a2fe107
+# %% ../nbs/05_network.ipynb #bb5d5227
 class UNet(nn.Module):
     "A U-Net for images, told the noise level and, if wanted, a label and a context."
     def __init__(
@@ -336,7 +336,7 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.inputs or x.shape[2] % k or x.shape[3] % k:
             expected = f"[batch, {self.inputs}, H, W] with H and W divisible by {k}"
             raise ValueError(f"x must be {expected}, got {tuple(x.shape)}")
-        e = F.silu(self.condition(len(x), c_noise, label, context))
+        e = F.silu(self.condition(x.shape[:1], c_noise, label, context))
         h = self.stem(x)
         bridges = [h]
         for step in self.down: bridges.append(h := step(h, e))

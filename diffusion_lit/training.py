@@ -222,19 +222,20 @@ def gradient(
     value.backward()
     return average_gradients(model, value.detach(), accelerator)
 
-# %% ../nbs/06_training.ipynb #e597106c
+# %% ../nbs/06_training.ipynb #21984036
 def check_training(
     model: nn.Module, data: Tensor, condition: dict, # what will be trained, and on what
     steps: int, batch: int, lr: float, drop: float, every: int, # settings
     processes: int = 1, # which share a batch
 ):
     "ValueError unless data are finite floating-point rows on the model's device and settings make sense."
-    if not isinstance(data, Tensor) or not data.is_floating_point():
-        got = getattr(data, "dtype", type(data).__name__)
-        raise ValueError(f"data must be a floating-point tensor, got {got}")
-    if data.ndim < 2 or 0 in data.shape:
+    dtype = getattr(data, "dtype", type(data).__name__)
+    if not getattr(dtype, "is_floating_point", False):
+        raise ValueError(f"data must be a floating-point tensor, got {dtype}")
+    if len(data.shape) < 2 or 0 in data.shape:
         raise ValueError(f"data must be [n, ...] and not empty, got shape {tuple(data.shape)}")
-    if not data.isfinite().all(): raise ValueError("data must be finite, got NaN or infinity")
+    if isinstance(data, Tensor) and not data.isfinite().all():      # other rows are made when asked for
+        raise ValueError("data must be finite, got NaN or infinity")
     device = next(model.parameters()).device
     if data.device != device:
         raise ValueError(f"data must live on the model's device {device}, got {data.device}")
@@ -261,7 +262,7 @@ def as_numbers(
         raise FloatingPointError(f"the loss of step {lost} is {history[lost][0]}; {advice}")
     return history
 
-# %% ../nbs/06_training.ipynb #b2f1829a
+# %% ../nbs/06_training.ipynb #decd4fb1
 def batch_loss(
     model: nn.Module, loss: Callable, # what is trained, and by which loss
     data: Tensor, condition: dict, # clean points `[n, ...]` and what belongs to each
@@ -272,12 +273,13 @@ def batch_loss(
     "The loss on the rows that were drawn, with the labels dropped where the extra number is below `drop`."
     given = {key: v[rows] for key, v in condition.items()}
     if drop: given["label"] = given["label"].where(extra >= drop, -1)
-    return loss(model, data[rows], levels(u).to(data), ε, **given)
+    x0 = data[rows]
+    return loss(model, x0, levels(u).to(x0), ε, **given)
 
-# %% ../nbs/06_training.ipynb #a150bd0a
+# %% ../nbs/06_training.ipynb #bc2bc219
 def fit(
     model: Denoiser, # what is trained, in place
-    data: Tensor, # clean points `[n, ...]`, on the model's device
+    data: Tensor, # clean points `[n, ...]`; a tensor, or what has its shape, dtype, device and data[rows]
     *,
     steps: int, # K, number of steps
     batch: int = 128, # B, rows of a step, over all processes
@@ -288,6 +290,8 @@ def fit(
     lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0., # of AdamW, see `learning_rate`
     clip: float | None = 1., # longest gradient; None does not clip
     ema: EMA | None = None, # updated after each step
+    draw: Callable = draw, # what is random in a step: function (seed, data, batch), see `draw`
+    optimizer: Callable = torch.optim.AdamW, # function (parameters, lr, weight_decay) → optimiser
     precision: torch.dtype | None = None, # e.g. torch.bfloat16, for the network's arithmetic
     resume: str | Path | None = None, # checkpoint: continued where it exists, written as the run goes
     every: int = 1000, # steps between checkpoints
@@ -299,11 +303,12 @@ def fit(
     "Train by denoising score matching; ValueError for bad input, FloatingPointError for a loss not finite."
     import pandas as pd                                             # here, because it is slow to import
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    condition, mine = condition or {}, slice(rank * batch // processes, (rank + 1) * batch // processes)
+    condition, share = condition or {}, batch // processes
+    mine = slice(rank * share, (rank + 1) * share) if processes > 1 else slice(None)
     check_training(model, data, condition, steps, batch, lr, drop, every, processes)
     settings = dict(steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip,
                     drop=drop, data=list(data.shape), precision=str(precision))
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    optimizer = optimizer(model.parameters(), lr, weight_decay=weight_decay)
     history, seed = start_run(resume, model, ema, optimizer, settings, generator, accelerator)
     model.train()
     for k in trange(len(history), steps, initial=len(history), total=steps, disable=not progress or rank):
@@ -313,6 +318,7 @@ def fit(
         value = gradient(model, rows_loss, seed + k, precision, accelerator)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
         optimizer.step()
+        optimizer.zero_grad()
         if ema: ema.update(model)
         history.append((value, optimizer.param_groups[0]["lr"], norm))
         if (k + 1) % every == 0 or k + 1 == steps:

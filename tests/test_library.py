@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = [path.stem.partition("_")[2] for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
-EXTRAS = "matplotlib PIL ipywidgets IPython accelerate sklearn scipy nbdev fastcore diffusers".split()
+EXTRAS = "matplotlib PIL ipywidgets IPython accelerate sklearn scipy pyarrow opacus causaldata nbdev fastcore diffusers".split()
 
 
 def python(code, *options):
