@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'check_cohorts', 'prevalence', 'pearson', 'midranks', 'prevalence_pearson', 'prevalence_spearman',
-           'prevalence_difference', 'band_ratio', 'nonzero_columns', 'correlation', 'correlation_distance', 'abundance',
-           'abundance_distance', 'numpy_rng', 'log_cluster', 'task', 'classifier', 'transfer_auroc', 'transfer_table',
-           'code_auroc', 'frequent_codes', 'dimension_wise_prediction', 'observed', 'ks_complement', 'tv_complement',
-           'column_shapes', 'correlation_similarity', 'bin_edges', 'contingency_similarity', 'column_pairs',
-           'independent_marginals', 'Spread', 'floor_spread', 'spread', 'half_spread', 'Metric', 'bit_metrics',
-           'table_metrics', 'report_row', 'check_report', 'fidelity_report']
+           'prevalence_difference', 'band_ratio', 'nonzero_columns', 'cooccurrence', 'correlation',
+           'correlation_distance', 'abundance', 'abundance_distance', 'numpy_rng', 'log_cluster', 'features', 'task',
+           'classifier', 'auroc_of', 'transfer_auroc', 'transfer_table', 'code_auroc', 'frequent_codes',
+           'dimension_wise_prediction', 'observed', 'ks_complement', 'tv_complement', 'column_shapes',
+           'correlation_similarity', 'bin_edges', 'contingency_similarity', 'column_pairs', 'independent_marginals',
+           'orthant', 'tetrachoric', 'bit_correlation', 'normal_scores', 'latent_correlation', 'gaussian_copula',
+           'Spread', 'floor_spread', 'spread', 'half_spread', 'Metric', 'bit_metrics', 'table_metrics', 'report_row',
+           'check_report', 'fidelity_report']
 
 # %% ../nbs/13_fidelity.ipynb #c3078791
 import math
@@ -109,29 +111,42 @@ def nonzero_columns(
     check_cohorts(cohort, bits=1)
     return int((prevalence(cohort) > 0).sum())
 
-# %% ../nbs/13_fidelity.ipynb #da6e8bb9
-def correlation(
+# %% ../nbs/13_fidelity.ipynb #163a439b
+def cooccurrence(
     cohort: Cohort, # n patients with b bit columns
     block: int = 4096, # patients unpacked at a time, below 2^24 so that counts are exact
-) -> Tensor: # `[b, b]`, float64
-    "Pearson correlations of all pairs of bits (eq-correlation); 0 for a constant bit, 1 on the diagonal."
+) -> Tensor: # $n_{ij}$ `[b, b]`, float64
+    "How many patients have both of two bits, for all pairs."
     N = torch.zeros(2 * [len(cohort.bit_names)], dtype=torch.float64)
     for i in range(0, len(cohort), block):
         X = cohort.bits(slice(i, i + block)).float()
         N += X.T @ X
-    p = N.diagonal() / len(cohort)
+    return N
+
+# %% ../nbs/13_fidelity.ipynb #57d6c4e0
+def correlation(
+    cohort: Cohort, # n patients with b bit columns
+) -> Tensor: # `[b, b]`, float64
+    "Pearson correlations of all pairs of bits (eq-correlation); 0 for a constant bit, 1 on the diagonal."
+    N = cooccurrence(cohort) / len(cohort)
+    p = N.diagonal()
     s = (p * (1 - p)).sqrt()
-    R = (N / len(cohort) - torch.outer(p, p)) / torch.outer(s, s)
+    R = (N - torch.outer(p, p)) / torch.outer(s, s)
     R[s == 0], R[:, s == 0] = 0, 0
     return R.fill_diagonal_(1)
 
-# %% ../nbs/13_fidelity.ipynb #f359c9ca
+# %% ../nbs/13_fidelity.ipynb #fea2616a
 def correlation_distance(
     real: Cohort, synthetic: Cohort, # with the same columns
+    which: np.ndarray | None = None, # a mask of the bits to compare `[b]`; None compares all
 ) -> float: # 0 at best
     "Frobenius norm of the difference of the bits' correlation matrices (eq-correlation)."
     check_cohorts(real, synthetic, bits=2)
-    return float(torch.linalg.norm(correlation(real) - correlation(synthetic)))
+    gap = correlation(real) - correlation(synthetic)
+    if which is not None:
+        if np.shape(which) != (len(gap),): raise ValueError(f"which must mask {len(gap)} bits, got shape {np.shape(which)}")
+        gap = gap[torch.as_tensor(which)][:, torch.as_tensor(which)]
+    return float(torch.linalg.norm(gap))
 
 # %% ../nbs/13_fidelity.ipynb #302a1475
 def abundance(
@@ -184,23 +199,34 @@ def log_cluster(
     square = ((share - is_real.mean())**2).mean()
     return float(np.log2(square)) if square > 0 else -math.inf
 
-# %% ../nbs/13_fidelity.ipynb #387de184
+# %% ../nbs/13_fidelity.ipynb #de73d00e
+def features(
+    cohort: Cohort, # n patients, k columns of any kind
+): # `[n, k]`: a sparse float32 array if all columns are complete bits, otherwise float64 with NaN where missing
+    "The columns as numbers for a classifier."
+    if any(c.kind != "bit" or c.missing for c in cohort.columns): return cohort.values()
+    sparse = need("scipy.sparse", "health")
+    return sparse.vstack([sparse.csr_array(cohort.bits(slice(i, i + 4096)).numpy().astype(np.float32))
+                          for i in range(0, len(cohort), 4096)], format="csr")
+
+# %% ../nbs/13_fidelity.ipynb #cc8ca8b1
 def task(
     cohort: Cohort, # any columns
     outcome: str, # name of a bit, or of a category with two values
-) -> tuple: # features `[n, k]`, sparse if all are bits, otherwise NaN where missing; labels `[n]` in {0, 1}
-    "The other columns to predict from, and the outcome; ValueError if it is no such column."
-    column = next((c for c in cohort.columns if c.name == outcome), None)
-    if column is None: raise ValueError(f"outcome must be one of the cohort's columns, got {outcome!r}")
+    X=None, # the cohort's `features`, if they are at hand
+) -> tuple: # features of the other columns `[n, ...]`; labels `[n]` in {0, 1}
+    "What to predict from, and the outcome; ValueError if it is no such column."
+    j = next((j for j, c in enumerate(cohort.columns) if c.name == outcome), None)
+    if j is None: raise ValueError(f"outcome must be one of the cohort's columns, got {outcome!r}")
+    column = cohort.columns[j]
     if column.kind != "bit" and not (column.kind == "category" and len(column.values) == 2):
         raise ValueError(f"outcome must be a bit or a category with two values, {outcome!r} is a {column.kind}")
-    y = cohort.values(names=[outcome])[:, 0]
-    rows = np.flatnonzero(~np.isnan(y))
-    names = [c.name for c in cohort.columns if c.name != outcome]
-    if len(cohort.bit_names) == len(cohort.columns) and not any(c.missing for c in cohort.columns):
-        bits = cohort.bits(rows).numpy()[:, [c != outcome for c in cohort.bit_names]]
-        return need("scipy.sparse", "health").csr_array(bits.astype(np.float32)), y[rows].astype(int)
-    return cohort.values(rows, names), y[rows].astype(int)
+    X, y = features(cohort) if X is None else X, cohort.values(names=[outcome])[:, 0]
+    rows = ~np.isnan(y)
+    if isinstance(X, np.ndarray): return np.delete(X, j, 1)[rows], y[rows].astype(int)
+    X = X.copy()
+    X.data[X.indices == j] = 0
+    return X, y.astype(int)
 
 # %% ../nbs/13_fidelity.ipynb #8c022a58
 def classifier(
@@ -216,7 +242,16 @@ def classifier(
     Trees = need("sklearn.ensemble", "health").HistGradientBoostingClassifier
     return Trees(max_iter=50, max_leaf_nodes=8, categorical_features=kinds, random_state=seed)
 
-# %% ../nbs/13_fidelity.ipynb #53b13151
+# %% ../nbs/13_fidelity.ipynb #2fd7189a
+def auroc_of(
+    model, # an unfitted scikit-learn classifier
+    X, y: np.ndarray, # features and labels to train on
+    Xt, yt: np.ndarray, # features and labels to test on
+) -> float: # in [0, 1]
+    "Fit, score, and the probability that an ill patient's score is above a well one's."
+    return float(need("sklearn.metrics", "health").roc_auc_score(yt, model.fit(X, y).predict_proba(Xt)[:, 1]))
+
+# %% ../nbs/13_fidelity.ipynb #f8b77737
 def transfer_auroc(
     fitted_on: Cohort, # patients to train on
     tested_on: Cohort, # other patients to test on
@@ -231,9 +266,7 @@ def transfer_auroc(
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{name} must have patients with and without {outcome!r}, got {labels.sum()} of {len(labels)}")
     copy = need("sklearn.base", "health").clone
-    model = classifier(fitted_on, outcome, generator) if model is None else copy(model)
-    score = model.fit(X, y).predict_proba(Xt)[:, 1]
-    return float(need("sklearn.metrics", "health").roc_auc_score(yt, score))
+    return auroc_of(classifier(fitted_on, outcome, generator) if model is None else copy(model), X, y, Xt, yt)
 
 # %% ../nbs/13_fidelity.ipynb #64385ffb
 def transfer_table(
@@ -252,7 +285,7 @@ def transfer_table(
     table = [(*key, transfer_auroc(*cohorts, outcome, model, generator)) for key, cohorts in pairs.items()]
     return need("pandas", "health").DataFrame(table, columns=["trained", "tested", "auroc"])
 
-# %% ../nbs/13_fidelity.ipynb #ab351e8a
+# %% ../nbs/13_fidelity.ipynb #91e05782
 def code_auroc(
     fitted_on: Cohort, tested_on: Cohort, # with the same columns
     names: list, # the codes to predict, each from all other columns
@@ -260,12 +293,12 @@ def code_auroc(
 ) -> np.ndarray: # `[len(names)]`; NaN where the test has one class only
     "AUROC of each code's prediction; one half where the training cohort has one class, for then a model says the same of all."
     check_cohorts(fitted_on, tested_on)
-    score = []
+    score, tables = [], [features(c) for c in (fitted_on, tested_on)]
     for name in names:
-        (_, y), (_, yt) = task(fitted_on, name), task(tested_on, name)
+        (X, y), (Xt, yt) = (task(c, name, table) for c, table in zip((fitted_on, tested_on), tables))
         if len(np.unique(yt)) < 2: score.append(math.nan)
         elif len(np.unique(y)) < 2: score.append(.5)
-        else: score.append(transfer_auroc(fitted_on, tested_on, name, generator=generator))
+        else: score.append(auroc_of(classifier(fitted_on, name, generator), X, y, Xt, yt))
     return np.array(score)
 
 # %% ../nbs/13_fidelity.ipynb #eaadb316
@@ -408,6 +441,110 @@ def independent_marginals(
         parts.append(Cohort.from_values(cohort.columns, V, np.arange(i, i + k)))
     return Cohort.concat(parts)
 
+# %% ../nbs/13_fidelity.ipynb #da604e70
+def orthant(
+    h: Tensor, k: Tensor, # thresholds, any shape, finite
+    theta: Tensor, # $\\arcsin\\rho$, same shape
+    nodes: int = 10, # of the Gauss-Legendre rule
+) -> Tensor: # same shape
+    "The chance that two standard normals of correlation sin θ exceed h and k (eq-orthant)."
+    total = torch.zeros_like(h)
+    for x, w in zip(*np.polynomial.legendre.leggauss(nodes)):
+        r = (theta * (x + 1) / 2).sin()
+        total += w * torch.exp((h * k * r - (h**2 + k**2) / 2) / (1 - r**2))
+    return torch.special.ndtr(-h) * torch.special.ndtr(-k) + theta * total / (4 * math.pi)
+
+# %% ../nbs/13_fidelity.ipynb #a706832d
+def tetrachoric(
+    N: Tensor, # $n_{ij}$ from `cooccurrence` `[b, b]`
+    n: int, # of how many patients
+    usual: float = 0., # the correlation that a pair has which is too rare to be seen
+    steps: int = 11, # of bisection, to 0.001
+    block: int = 256, # rows at a time
+) -> Tensor: # `[b, b]` in [-0.95, 0.95], 1 on the diagonal
+    "The latent correlations under which bits would meet as often as they do, rare pairs shrunk to the usual one."
+    p = N.diagonal() / n
+    h = torch.special.ndtri(1 - p.clamp(.5 / n, 1 - .5 / n))
+    R = torch.empty_like(N)
+    for i in range(0, len(N), block):
+        e = n * torch.outer(p[i:i + block], p)
+        a, b = torch.broadcast_tensors(h[i:i + block, None], h)
+        aim = (e * N[i:i + block] / n + orthant(a, b, torch.full_like(a, math.asin(usual)))) / (e + 1)
+        low, high = torch.full_like(aim, -math.asin(.95)), torch.full_like(aim, math.asin(.95))
+        for _ in range(steps):
+            middle = (low + high) / 2
+            less = orthant(a, b, middle) < aim
+            low, high = torch.where(less, middle, low), torch.where(less, high, middle)
+        R[i:i + block] = ((low + high) / 2).sin()
+    return R.fill_diagonal_(1)
+
+# %% ../nbs/13_fidelity.ipynb #1aa8d6f4
+def bit_correlation(
+    cohort: Cohort, # n patients with bit columns
+) -> Tensor: # `[b, b]`, 1 on the diagonal
+    "`tetrachoric`; usual is the mean over pairs of frequent bits that chance alone would show in 5 patients or more."
+    N, n = cooccurrence(cohort), len(cohort)
+    top = N.diagonal().argsort(descending=True)[:300]
+    count = N.diagonal()[top]
+    seen = torch.outer(count, count).fill_diagonal_(0) >= 5 * n
+    usual = tetrachoric(N[top][:, top], n)[seen].mean().item() if seen.any() else 0.
+    return tetrachoric(N, n, usual)
+
+# %% ../nbs/13_fidelity.ipynb #547c928c
+def normal_scores(
+    cells: np.ndarray, # a column `[n]`, NaN where missing
+) -> np.ndarray: # `[n]`
+    "What each cell says of its latent normal: the mean of a standard normal between the cell's ranks; missing ranks lowest."
+    ndtri = lambda x: torch.special.ndtri(torch.as_tensor(x)).numpy()
+    _, k, count = np.unique(np.nan_to_num(cells, nan=-np.inf), return_inverse=True, return_counts=True)
+    edges = ndtri(np.append(0, count.cumsum()) / len(cells))
+    φ = np.exp(-edges**2 / 2) / math.sqrt(2 * math.pi)
+    return (-np.diff(φ) * len(cells) / count)[k]
+
+# %% ../nbs/13_fidelity.ipynb #2400e014
+def latent_correlation(
+    cohort: Cohort, # n patients, any kinds of column
+) -> Tensor: # `[column, column]`, positive definite, 1 on the diagonal
+    "Correlations of the copula's normals: `tetrachoric` for complete bits, by scores otherwise; eigenvalues clipped."
+    complete = torch.tensor([c.kind == "bit" and not c.missing for c in cohort.columns])
+    R = torch.eye(len(complete), dtype=torch.float64)
+    if not complete.all():
+        S = np.column_stack([normal_scores(cohort.values(names=[name])[:, 0]) for name in cohort.names])
+        v = np.maximum(S.var(0), 1e-12)
+        R = torch.as_tensor(np.cov(S.T, bias=True) / np.outer(v, v)).clamp(-.95, .95)
+    if complete.any():
+        bits = torch.tensor([complete[cohort.names.index(name)] for name in cohort.bit_names])
+        j = complete.nonzero()[:, 0]
+        R[j[:, None], j] = bit_correlation(cohort)[bits][:, bits]
+    λ, Q = torch.linalg.eigh(R.fill_diagonal_(1))
+    R = Q * λ.clamp(min=1e-3) @ Q.T
+    d = R.diagonal().sqrt()
+    return R / torch.outer(d, d)
+
+# %% ../nbs/13_fidelity.ipynb #cb4f6e4f
+def gaussian_copula(
+    cohort: Cohort, # to learn from; any kinds, with gaps
+    n: int, # patients to draw
+    generator: torch.Generator | None = None, # source of randomness
+    block: int = 8192, # patients drawn at a time
+) -> Cohort: # n patients with the same columns
+    "Correlated normals, each read off as a cell of its column: right marginals, and pairs that are nearly right."
+    check_cohorts(cohort)
+    if n < 1: raise ValueError(f"n must be at least 1, got {n}")
+    L, p = torch.linalg.cholesky(latent_correlation(cohort)).float(), dict(zip(cohort.bit_names, prevalence(cohort)))
+    ranked = {c.name: np.sort(np.nan_to_num(cohort.values(names=[c.name])[:, 0], nan=-np.inf))
+              for c in cohort.columns if c.kind != "bit" or c.missing}
+    rng, parts = torch.Generator().manual_seed(int(numpy_rng(generator).integers(2**62))), []
+    for i in range(0, n, block):
+        Z = torch.randn(min(block, n - i), len(L), generator=rng) @ L.T
+        V = torch.special.ndtr(Z.double()).numpy()
+        for j, c in enumerate(cohort.columns):
+            V[:, j] = (ranked[c.name][(V[:, j] * len(cohort)).astype(int).clip(max=len(cohort) - 1)] if c.name in ranked
+                       else V[:, j] > 1 - p[c.name])
+        V[np.isinf(V)] = np.nan
+        parts.append(Cohort.from_values(cohort.columns, V, np.arange(i, i + len(V))))
+    return Cohort.concat(parts)
+
 # %% ../nbs/13_fidelity.ipynb #569bdc75
 class Spread(NamedTuple):
     "A figure and its 95 percent interval."
@@ -469,7 +606,7 @@ class Metric(NamedTuple):
 # %% ../nbs/13_fidelity.ipynb #56a2e864
 BANDS = {"below 0.1%": (0., .001), "0.1% to 1%": (.001, .01), "1% to 10%": (.01, .1), "above 10%": (.1, 1.01)}
 
-# %% ../nbs/13_fidelity.ipynb #7138b860
+# %% ../nbs/13_fidelity.ipynb #ea51606a
 def bit_metrics(
     real: Cohort, # all real patients: cuts the bands and chooses the codes
     codes: int = 20, # how many of the most frequent codes to predict
@@ -485,7 +622,8 @@ def bit_metrics(
     for band, (low, high) in BANDS.items():
         if p[(low <= p) & (p < high)].sum() > 0:
             table[f"band_ratio {band}"] = Metric(swap(band_ratio, low, high, p), 1., 0., math.inf)
-    D = len(p)
+    D, often = len(p), p >= .01
+    if often.sum() > 1: table["correlation_distance above 1%"] = Metric(swap(correlation_distance, often), 0., 0., math.inf)
     return table | dict(
         nonzero_columns=Metric(lambda s, t: float(nonzero_columns(s)), float((p > 0).sum()), 0., float(D)),
         correlation_distance=Metric(swap(correlation_distance), 0., 0., math.inf),
