@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Column', 'snap', 'kind_of', 'labels_of', 'dtype_of', 'step_of', 'describe', 'encode', 'decode',
-           'store', 'check_records', 'read_values', 'Records', 'each_cell', 'pack_matrix', 'matrix_names',
+           'store', 'Records', 'check_records', 'read_values', 'each_cell', 'pack_matrix', 'matrix_names',
            'check_values', 'merge_columns', 'join_parts', 'join_patients', 'draw_parts', 'frame_of', 'ids_of',
            'write_parquet', 'read_parquet', 'Cohort', 'sparse_bits', 'from_codes', 'from_frame', 'icd_group',
            'find_table', 'read_chunks', 'whole', 'code_column', 'read_codes', 'read_stays', 'read_mimic', 'beside',
@@ -47,13 +47,13 @@ def unpack(
     place = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return (packed[..., None] >> place & 1).flatten(1)[:, :count]
 
-# %% ../nbs/11_records.ipynb #0c2bee76
+# %% ../nbs/11_records.ipynb #7fe7c2b5
 class Column(NamedTuple):
     "What a column means, and what it takes to give it back exactly as it came."
     name: str
     kind: str                       # bit, category, count or number
     dtype: str = "uint8"            # the pandas dtype to restore
-    values: tuple = ()              # bit: what 0 and 1 stand for; category: what its codes 0, 1, ... stand for
+    values: tuple = ()              # what 0 and 1 of a bit, or the codes 0, 1, ... of a category, stand for
     low: float | None = None        # the range that was seen, of counts and numbers
     high: float | None = None
     step: float | None = None       # every value seen is a multiple of it
@@ -73,23 +73,24 @@ def snap(
     if column.low is not None: values = np.clip(values, column.low, column.high)
     return values.astype(np.float32).astype(float) if column.dtype.lower() == "float32" else values
 
-# %% ../nbs/11_records.ipynb #e8d2f189
+# %% ../nbs/11_records.ipynb #f2fc398a
 def kind_of(
     series, # a pandas Series
 ) -> str: # bit, category, count or number
     """What kind of column this looks like.
 
     Two values 0 and 1 make a bit; text or a pandas category makes a category; more than ten different whole
-    numbers, none negative, make a count; other numbers are numbers. ValueError for what a cohort cannot hold."""
+    numbers, none negative, make a count; other numbers are numbers. ValueError for what has no kind."""
     dtype, seen = series.dtype, series.dropna()
     if dtype.name in ("category", "str", "string"): return "category"
     types = {type(value).__name__ for value in seen} if dtype == object else set()
     if types == {"bool"}: return "bit"
     if dtype == object and types <= {"str"}: return "category"
     if dtype.kind not in "biuf" or dtype == np.longdouble or "pyarrow" in str(dtype):
-        raise ValueError(f"column {series.name!r} has dtype {dtype} {' of mixed '.join(['', ', '.join(sorted(types))]) if types else ''}: "
-                         "turn dates into days since a date, mixed objects into text with .astype(str) or into "
-                         "numbers with pd.to_numeric, Arrow types into numpy's with .astype")
+        raise ValueError(f"column {series.name!r} has dtype {dtype} {sorted(types) or ''}: turn dates "
+                         "into days since a date, mixed objects into text with .astype(str) or into "
+                         "numbers with pd.to_numeric, "
+                         "Arrow types into numpy's with .astype")
     if dtype.kind == "b" or len(seen) and seen.isin([0, 1]).all(): return "bit"
     whole = len(seen) and (seen >= 0).all() and (seen % 1 == 0).all()
     return "count" if whole and seen.nunique() > 10 else "number"
@@ -111,11 +112,11 @@ def labels_of(
                          "a bit has two values, and values are text, whole numbers, numbers or booleans")
     return tuple(values)
 
-# %% ../nbs/11_records.ipynb #aac72d3a
+# %% ../nbs/11_records.ipynb #43900525
 def dtype_of(
     series, # a pandas Series
 ) -> str: # its dtype's name; "category:int8" and "object:nan" say what pandas would not guess back
-    "The dtype to restore, with the type of the categories, or the sign for a missing object, where it matters."
+    "The dtype to restore; with the type of categories, or the sign of a missing object, where it matters."
     import pandas as pd
     if series.dtype.name == "category":
         index = series.cat.categories
@@ -126,16 +127,17 @@ def dtype_of(
                                         f"{sorted(signs)}: choose one with .where(series.notna(), None)")
     return str(series.dtype) + "".join(f":{sign}" for sign in signs - {"None"})
 
-# %% ../nbs/11_records.ipynb #32f04b4f
+# %% ../nbs/11_records.ipynb #180084ae
 def step_of(
     column: Column, # a count or a number, with its range
     values: np.ndarray, # the values seen, float64
 ) -> float | None: # 1, 0.5, 0.25, 0.1, ..., 0.001 or None
     "The largest step that all values are multiples of, to the last digit."
     steps, free = (1., .5, .25, .2, .1, .05, .01, .001), column._replace(low=None)
-    return next((s for s in steps if len(values) and np.array_equal(snap(values, free._replace(step=s)), values)), None)
+    fits = (s for s in steps if len(values) and np.array_equal(snap(values, free._replace(step=s)), values))
+    return next(fits, None)
 
-# %% ../nbs/11_records.ipynb #8a7b9813
+# %% ../nbs/11_records.ipynb #f67ebb06
 def describe(
     series, # a pandas Series
     kind: str | None = None, # bit, category, count or number; None lets `kind_of` look
@@ -151,15 +153,16 @@ def describe(
                          "a kind is bit, category, count or number, and the last two need numbers")
     seen = series.dropna().to_numpy()
     values = seen.astype(float)
-    if not np.isfinite(values).all(): raise ValueError(f"column {series.name!r} holds infinities: make them missing")
+    if not np.isfinite(values).all():
+        raise ValueError(f"column {series.name!r} holds infinities: make them missing")
     if series.dtype.kind in "iu" and len(seen) and (seen.max() > 2**53 or seen.min() < -2**53):
-        raise ValueError(f"column {series.name!r} holds whole numbers beyond 2**53: make it text with .astype(str)")
+        raise ValueError(f"column {series.name!r} holds numbers beyond 2**53: make it text by .astype(str)")
     if kind == "count" and not ((values >= 0) & (values % 1 == 0)).all():
-        raise ValueError(f"column {series.name!r} cannot be a count: it holds {values.min():g} or fractions")
+        raise ValueError(f"column {series.name!r} is no count: it holds {values.min():g} or fractions")
     if len(values): column = column._replace(low=float(values.min()), high=float(values.max()))
     return column._replace(step=step_of(column, values))
 
-# %% ../nbs/11_records.ipynb #799ad40a
+# %% ../nbs/11_records.ipynb #e9c81479
 def encode(
     series, # a pandas Series
     column: Column, # what its values mean
@@ -174,10 +177,11 @@ def encode(
                                            f"{series[unknown].iloc[0]!r}, only {str(column.values)[:80]}")
         codes[missing] = np.nan
     else: codes = pd.to_numeric(series).to_numpy(dtype=float, na_value=np.nan)
-    if missing.any() and not column.missing: raise ValueError(f"column {column.name!r} may not have missing cells")
+    if missing.any() and not column.missing:
+        raise ValueError(f"column {column.name!r} may not have missing cells")
     return codes
 
-# %% ../nbs/11_records.ipynb #e113979a
+# %% ../nbs/11_records.ipynb #c549f7ed
 def decode(
     codes: np.ndarray, # float64, as `encode` makes them
     column: Column, # what they mean
@@ -187,9 +191,8 @@ def decode(
     dtype, _, detail = column.dtype.partition(":")
     gone = np.isnan(codes)
     if dtype == "category":
-        index = pd.Index(list(column.values), dtype=detail or None)
-        places = np.where(gone, -1, codes).astype(int)
-        return pd.Series(pd.Categorical.from_codes(places, dtype=pd.CategoricalDtype(index, column.ordered)))
+        known = pd.CategoricalDtype(pd.Index(list(column.values), dtype=detail or None), column.ordered)
+        return pd.Series(pd.Categorical.from_codes(np.where(gone, -1, codes).astype(int), dtype=known))
     if column.kind in ("count", "number") or column.values in ((0, 1), (False, True)) and dtype != "object":
         return pd.Series(codes).astype(dtype)
     cells = np.array([*column.values, {"nan": np.nan, "<NA>": pd.NA}.get(detail)], dtype=object)
@@ -217,50 +220,7 @@ def store(
     planes = [torch.from_numpy(np.packbits(plane, axis=0).T.copy()) for plane in (bits, gaps)]
     return *planes, numbers
 
-# %% ../nbs/11_records.ipynb #04c63959
-def check_records(
-    records, # a `Records` under construction
-):
-    "ValueError where names repeat, a kind is unknown, or the parts differ in length."
-    names, kinds = [c.name for c in records.columns], {c.kind for c in records.columns}
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
-    if twice: raise ValueError(f"column names must differ, {twice[:3]} come twice")
-    if not kinds <= {"bit", "category", "count", "number"}: raise ValueError(f"unknown kinds of column: {sorted(kinds)}")
-    plain = [c for c in records.columns if c.missing and c.dtype.startswith(("int", "uint", "bool")) and c.dtype != "boolean"]
-    if plain: raise ValueError(f"column {plain[0].name!r} must have a dtype that knows missing cells, such as "
-                               f"Int64 or boolean, not {plain[0].dtype}")
-    bits = [c for c in records.columns if c.kind == "bit"]
-    expected = dict(packed=-(-len(bits) // 8), gaps=-(-sum(c.missing for c in bits) // 8), numbers=len(names) - len(bits))
-    for part, width in expected.items():
-        if tuple(getattr(records, part).shape) != (len(records.packed), width):
-            raise ValueError(f"{part} must be {[len(records.packed), width]}, got {list(getattr(records, part).shape)}")
-    if records.patients.shape != (len(records.packed),):
-        raise ValueError(f"patients must be {len(records.packed)} ids, got shape {records.patients.shape}")
-
-# %% ../nbs/11_records.ipynb #2c826085
-def read_values(
-    records, # a `Records`
-    rows, # a slice, indices or a mask over patients; None takes all
-    names: Sequence[str], # which columns
-) -> np.ndarray: # `[row, column]` float64, NaN where missing
-    "Columns as numbers, each from where it is kept; ValueError for a name that no column has."
-    unknown = set(names) - set(records.names)
-    if unknown: raise ValueError(f"no column is called {sorted(unknown)[0]!r}")
-    rows = slice(None) if rows is None else rows
-    of = {c.name: c for c in records.columns}
-    places = {name: i for i, name in enumerate(records.bit_names)}
-    holes = {name: i for i, name in enumerate(n for n in places if of[n].missing)}
-    others = {name: i for i, name in enumerate(n for n in records.names if n not in places)}
-    packed, gaps, numbers = (np.asarray(part[rows]) for part in (records.packed, records.gaps, records.numbers))
-    values = np.empty((len(numbers), len(names)))
-    for k, name in enumerate(names):
-        if name in others: values[:, k] = numbers[:, others[name]]; continue
-        i = places[name]
-        values[:, k] = packed[:, i // 8] >> 7 - i % 8 & 1
-        if name in holes: values[gaps[:, holes[name] // 8] >> 7 - holes[name] % 8 & 1 == 1, k] = np.nan
-    return values
-
-# %% ../nbs/11_records.ipynb #804257f5
+# %% ../nbs/11_records.ipynb #b6f251de
 class Records:
     "Patients by columns in memory: a bit is a bit, a hole in one is another, all else is a float64."
 
@@ -269,7 +229,7 @@ class Records:
         columns: Sequence[Column], # what the columns mean, in their order
         packed: Tensor, # the bit columns `[patient, ceil(bits / 8)]`, uint8
         gaps: Tensor | None = None, # the holes of those bit columns that may have some, packed too
-        numbers: np.ndarray | None = None, # the other columns `[patient, other]`, float64, NaN where missing
+        numbers: np.ndarray | None = None, # the other columns `[patient, other]`, NaN where missing
         patients: Sequence | None = None, # an id for each, whole numbers or text; None counts from 0
         facts: Mapping | None = None, # where the records come from, and what was dropped on the way
     ):
@@ -313,6 +273,50 @@ class Records:
         "Any columns as numbers."
         return read_values(self, rows, self.names if names is None else names)
 
+# %% ../nbs/11_records.ipynb #1432cb28
+def check_records(
+    records, # a `Records` under construction
+):
+    "ValueError where names repeat, a kind is unknown, or the parts differ in length."
+    names, n = [c.name for c in records.columns], len(records.packed)
+    if len(set(names)) < len(names):
+        raise ValueError(f"column names must differ, {max(names, key=names.count)!r} comes twice")
+    for name, kind, dtype, *_, missing, _ in records.columns:
+        if kind not in ("bit", "category", "count", "number"): raise ValueError(f"unknown kind {kind!r}")
+        if missing and dtype != "boolean" and dtype.startswith(("int", "uint", "bool")):
+            raise ValueError(f"column {name!r} must have a dtype with missing cells: Int64, not {dtype}")
+    bits = [c.missing for c in records.columns if c.kind == "bit"]
+    widths = dict(packed=-(-len(bits) // 8), gaps=-(-sum(bits) // 8), numbers=len(names) - len(bits))
+    for part, width in widths.items():
+        shape = tuple(getattr(records, part).shape)
+        if shape != (n, width): raise ValueError(f"{part} must be {[n, width]}, got {[*shape]}")
+    if records.patients.shape != (n,):
+        raise ValueError(f"patients must be {n} ids, got shape {records.patients.shape}")
+
+# %% ../nbs/11_records.ipynb #243bbff4
+def read_values(
+    records, # a `Records`
+    rows, # a slice, indices or a mask over patients; None takes all
+    names: Sequence[str], # which columns
+) -> np.ndarray: # `[row, column]` float64, NaN where missing
+    "Columns as numbers, each from where it is kept; ValueError for a name that no column has."
+    unknown = set(names) - set(records.names)
+    if unknown: raise ValueError(f"no column is called {sorted(unknown)[0]!r}")
+    rows = slice(None) if rows is None else rows
+    of = {c.name: c for c in records.columns}
+    places = {name: i for i, name in enumerate(records.bit_names)}
+    holes = {name: i for i, name in enumerate(n for n in places if of[n].missing)}
+    others = {name: i for i, name in enumerate(n for n in records.names if n not in places)}
+    parts = records.packed, records.gaps, records.numbers
+    packed, gaps, numbers = (np.asarray(part[rows]) for part in parts)
+    values = np.empty((len(numbers), len(names)))
+    for k, name in enumerate(names):
+        if name in others: values[:, k] = numbers[:, others[name]]; continue
+        i = places[name]
+        values[:, k] = packed[:, i // 8] >> 7 - i % 8 & 1
+        if name in holes: values[gaps[:, holes[name] // 8] >> 7 - holes[name] % 8 & 1 == 1, k] = np.nan
+    return values
+
 # %% ../nbs/11_records.ipynb #b6612faa
 def each_cell(
     records: Records, # where from
@@ -321,28 +325,29 @@ def each_cell(
     "Columns as numbers one after the other, a few dozen unpacked at a time."
     for k in range(0, len(names), 64): yield from records.values(names=names[k:k + 64]).T
 
-# %% ../nbs/11_records.ipynb #ef4d50c6
+# %% ../nbs/11_records.ipynb #801683a8
 def pack_matrix(
     X, # zeros and ones `[patient, column]`: a tensor, an array, or a scipy sparse matrix
     rows: int = 4096, # how many patients at a time
 ) -> Tensor: # `[patient, ceil(column / 8)]` uint8
     "Pack without ever holding all cells as bytes; ValueError where one is neither 0 nor 1."
-    if getattr(X, "ndim", 0) != 2: raise ValueError(f"a matrix has patients and columns, got {type(X).__name__}")
-    X, parts = (X.tocsr() if hasattr(X, "tocsr") else X), [torch.empty(0, -(-X.shape[1] // 8), dtype=torch.uint8)]
+    if getattr(X, "ndim", 0) != 2: raise ValueError(f"a matrix has two axes, got {type(X).__name__}")
+    X = X.tocsr() if hasattr(X, "tocsr") else X
+    parts = [torch.empty(0, -(-X.shape[1] // 8), dtype=torch.uint8)]
     for i in range(0, X.shape[0], rows):
         block = X[i:i + rows].toarray() if hasattr(X, "toarray") else np.asarray(X[i:i + rows])
         if not ((block == 0) | (block == 1)).all(): raise ValueError("a matrix of bits holds 0 and 1 only")
         parts.append(pack(torch.from_numpy(block.astype(np.uint8))))
     return torch.cat(parts)
 
-# %% ../nbs/11_records.ipynb #9d849793
+# %% ../nbs/11_records.ipynb #ccc69078
 def matrix_names(
     X, # a matrix
     names: Sequence[str] | None = None, # of its columns; None counts from c0
 ) -> list[str]: # one a column
     "The names of a matrix's columns; ValueError where they are too few or too many."
     names = [f"c{j}" for j in range(X.shape[1])] if names is None else list(names)
-    if len(names) != X.shape[1]: raise ValueError(f"{X.shape[1]} columns need as many names, got {len(names)}")
+    if len(names) != X.shape[1]: raise ValueError(f"{X.shape[1]} columns need names, got {len(names)}")
     return names
 
 # %% ../nbs/11_records.ipynb #a85087b6
@@ -357,18 +362,20 @@ def check_values(
     if np.isinf(values).any(): raise ValueError("values must be finite, or NaN where missing")
     return values
 
-# %% ../nbs/11_records.ipynb #dad8916c
+# %% ../nbs/11_records.ipynb #8dabbf5a
 def merge_columns(
     several: Sequence[Sequence[Column]], # the columns of several cohorts
 ) -> tuple[Column, ...]: # which can hold what each of them holds
     "One set of columns for all; ValueError where they do not mean the same."
-    if len({tuple((c.name, c.kind, c.dtype, c.values, c.ordered) for c in columns) for columns in several}) != 1:
-        raise ValueError("cohorts to join must have the same columns: names, kinds, dtypes and values in one order")
+    meanings = {tuple((*c[:4], c.ordered) for c in columns) for columns in several}
+    if len(meanings) != 1: raise ValueError("cohorts to join must have the same columns in the same order: "
+                                            "names, kinds, dtypes and values")
     def merged(same):
         low, high = ([v for v in side if v is not None] for side in zip(*((c.low, c.high) for c in same)))
         steps = {c.step for c in same if c.low is not None}
         return same[0]._replace(low=min(low, default=None), high=max(high, default=None),
-                                missing=any(c.missing for c in same), step=steps.pop() if len(steps) == 1 else None)
+                                missing=any(c.missing for c in same),
+                                step=steps.pop() if len(steps) == 1 else None)
     return tuple(merged(same) for same in zip(*several))
 
 # %% ../nbs/11_records.ipynb #cb03b7ec
@@ -407,42 +414,44 @@ def draw_parts(
     first[torch.randperm(len(ids), generator=generator)[:k].numpy()] = True
     return np.flatnonzero(first[who]), np.flatnonzero(~first[who])
 
-# %% ../nbs/11_records.ipynb #5ba43295
+# %% ../nbs/11_records.ipynb #111f6687
 def frame_of(
     records: Records, # any
 ): # a DataFrame indexed by patient
     "The table as it came: order, dtypes, category sets, missing cells, index."
     import pandas as pd
     index = pd.Index(records.patients, name=records.facts.get("index"))
-    cells = {c.name: decode(cell, c).array for c, cell in zip(records.columns, each_cell(records, records.names))}
-    return pd.DataFrame(cells, index=index)
+    cells = zip(records.columns, each_cell(records, records.names))
+    return pd.DataFrame({c.name: decode(cell, c).array for c, cell in cells}, index=index)
 
-# %% ../nbs/11_records.ipynb #983bd322
+# %% ../nbs/11_records.ipynb #fd559f1b
 def ids_of(
     index, # a pandas Index
 ) -> np.ndarray: # whole numbers or text
-    "The patients' ids; ValueError where one is missing, comes twice, or is neither a whole number nor text."
+    "The patients' ids; ValueError where one is missing, or is neither a whole number nor text."
     if index.nlevels > 1 or index.inferred_type not in ("integer", "string", "empty"):
-        raise ValueError(f"patients are known by whole numbers or text, not by {index.inferred_type}: use .reset_index()")
+        raise ValueError("patients are known by whole numbers or by text, not by "
+                         f"{index.inferred_type}: use .reset_index()")
     if index.hasnans: raise ValueError("a patient's id is missing: use .reset_index()")
     return index.to_numpy()
 
-# %% ../nbs/11_records.ipynb #e0b31ec8
+# %% ../nbs/11_records.ipynb #dfe88b39
 def write_parquet(
     records: Records, # any
     path: Path, # where to
 ):
     "One Parquet file, with columns and facts as JSON in its metadata, whole or not at all."
     pa, parquet = need("pyarrow", "health"), need("pyarrow.parquet", "health")
-    own = json.dumps(dict(columns=records.columns, facts=records.facts))
+    own = json.dumps(dict(columns=records.columns, facts=records.facts)).encode()
     table = pa.Table.from_pandas(frame_of(records).rename_axis(None))
+    table = table.replace_schema_metadata({**table.schema.metadata, b"diffusion_lit": own})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, b"diffusion_lit": own.encode()}), part)
+        parquet.write_table(table, part)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/11_records.ipynb #4ba46bed
+# %% ../nbs/11_records.ipynb #e4816150
 def read_parquet(
     path: Path, # a file that `write_parquet` wrote
 ) -> tuple: # columns, number of patients, cells column by column, patients, facts
@@ -451,13 +460,15 @@ def read_parquet(
     try: table = parquet.read_table(path)
     except pa.ArrowInvalid as e: raise ValueError(f"{path} is no Parquet file: {e}") from None
     own = (table.schema.metadata or {}).get(b"diffusion_lit")
-    if own is None: raise ValueError(f"{path} was not written by Cohort.save: read it with pandas, then from_frame")
+    if own is None:
+        raise ValueError(f"{path} was not written by Cohort.save: read it with pandas, then from_frame")
     own, frame = json.loads(own), table.to_pandas()
-    columns = [Column(*(tuple(field) if isinstance(field, list) else field for field in c)) for c in own["columns"]]
+    columns = [Column(*(tuple(field) if isinstance(field, list) else field for field in column))
+               for column in own["columns"]]
     cells = (encode(frame[c.name], c) for c in columns)
     return columns, len(frame), cells, ids_of(frame.index), own["facts"]
 
-# %% ../nbs/11_records.ipynb #9cfb8b98
+# %% ../nbs/11_records.ipynb #9acf2a9a
 class Cohort(Records):
     "Records that can be taken apart, put together, and exchanged with DataFrame and Parquet without loss."
 
@@ -466,7 +477,7 @@ class Cohort(Records):
         rows, # a slice, indices or a mask over patients
     ) -> "Cohort": # these patients, in this order
         "Some of the patients."
-        rows = np.atleast_1d(np.arange(len(self))[np.asarray(rows) if isinstance(rows, (Tensor, list)) else rows])
+        rows = np.atleast_1d(np.arange(len(self))[rows.numpy() if isinstance(rows, Tensor) else rows])
         parts = self.packed[rows], self.gaps[rows], self.numbers[rows], self.patients[rows]
         return Cohort(self.columns, *parts, self.facts)
 
@@ -476,8 +487,7 @@ class Cohort(Records):
     ) -> "Cohort": # all patients
         "Some of the columns."
         of = {c.name: c for c in self.columns}
-        cells = each_cell(self, list(names))
-        columns = [of[name] for name in names if name in of]
+        columns, cells = [of[name] for name in names if name in of], each_cell(self, list(names))
         return Cohort(columns, *store(columns, len(self), cells), self.patients, self.facts)
 
     @staticmethod
@@ -517,9 +527,9 @@ class Cohort(Records):
         generator: torch.Generator | None = None, # who draws
     ) -> tuple["Cohort", "Cohort"]: # two cohorts without a patient in common
         "Part the patients at random, all rows of a patient on one side; the seed is kept in `facts`."
-        seed = generator.initial_seed() if generator else torch.initial_seed()
         parts = tuple(self[rows] for rows in draw_parts(self.patients, share, generator))
-        for part in parts: part.facts["split"] = dict(share=share, seed=seed, patients=len(self))
+        drawn = dict(share=share, seed=(generator or torch.default_generator).initial_seed(), rows=len(self))
+        for part in parts: part.facts["split"] = drawn
         return parts
 
     def to_frame(self): # a DataFrame indexed by patient
@@ -541,62 +551,66 @@ class Cohort(Records):
         columns, n, cells, patients, facts = read_parquet(Path(path))
         return Cohort(columns, *store(columns, n, cells), patients, facts)
 
-# %% ../nbs/11_records.ipynb #8494b1be
+# %% ../nbs/11_records.ipynb #99e4c981
 def sparse_bits(
     rows: np.ndarray, # which patient
     columns: np.ndarray, # has which code
     shape: tuple[int, int], # patients, codes
 ): # a scipy CSR matrix of ones, and how many pairs came more than once
     "Pairs to a sparse matrix of bits."
-    X = need("scipy.sparse", "health").csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
+    ones = np.ones(len(rows), np.int32)
+    X = need("scipy.sparse", "health").csr_array((ones, (rows, columns)), shape=shape)
     X.sum_duplicates()
     repeated = len(rows) - X.nnz
     X.data = np.ones(X.nnz, np.uint8)
     return X, repeated
 
-# %% ../nbs/11_records.ipynb #010fc991
+# %% ../nbs/11_records.ipynb #0ed7ea2e
 def from_codes(
     df, # a DataFrame, one code of one patient a row
     patient: str, # the column of patients
     code: str, # the column of codes
     vocabulary: Sequence[str] | None = None, # the codes to keep, in order; None takes all, sorted
-    patients: Sequence | None = None, # everybody, in order, those without a code too; None takes who is there, sorted
+    patients: Sequence | None = None, # everybody, those without a code too; None takes who is there, sorted
     facts: Mapping | None = None, # provenance
 ) -> Cohort: # of bits; `facts` counts blanks, repeats and codes that are not in the vocabulary
-    "Patients by codes through a sparse matrix, never a dense one; ValueError for a patient who is not in `patients`."
+    "Patients by codes through a sparse matrix, never a dense one; ValueError for whom `patients` lacks."
     import pandas as pd
     lost = [name for name in (patient, code) if name not in df.columns]
     if lost: raise ValueError(f"the table has no column {lost[0]!r}, only {[*df.columns][:9]}")
     ids = pd.Index(np.unique(df[patient].dropna()) if patients is None else patients)
     who, (number, words) = ids.get_indexer(df[patient]), pd.factorize(df[code].astype("str"))
-    if (who < 0).any(): raise ValueError(f"column {patient!r} names {df[patient][who < 0].iloc[0]!r}, who is not among the patients")
+    if (who < 0).any():
+        raise ValueError(f"column {patient!r} has {df[patient][who < 0].iloc[0]!r}, not among the patients")
     words = np.array(["", *(word.strip() for word in words)], dtype=object)[number + 1]
     kept = sorted(set(words) - {""}) if vocabulary is None else list(vocabulary)
     what = pd.Index(kept, dtype=object).get_indexer(words)
     X, repeated = sparse_bits(who[what >= 0], what[what >= 0], (len(ids), len(kept)))
-    counts = dict(rows=len(df), blank=int((words == "").sum()), unknown=int(((what < 0) & (words != "")).sum()),
-                  repeated=repeated, without_code=int((np.diff(X.indptr) == 0).sum()))
+    counts = dict(rows=len(df), blank=int((words == "").sum()), repeated=repeated,
+                  unknown=int(((what < 0) & (words != "")).sum()),
+                  without_code=int((np.diff(X.indptr) == 0).sum()))
     return Cohort.from_matrix(X, kept, ids_of(ids), dict(facts or {}) | counts)
 
-# %% ../nbs/11_records.ipynb #a934394e
+# %% ../nbs/11_records.ipynb #d4a3554c
 def from_frame(
     df, # a DataFrame, one patient a row; or a long table, one code a row
-    kinds: Mapping[str, str] | None = None, # name -> bit, category, count or number, where `kind_of` would err
+    kinds: Mapping[str, str] | None = None, # name -> bit, category, count or number where `kind_of` errs
     *,
     patient: str | None = None, # long table: the column of patients
     code: str | None = None, # long table: the column of codes
     vocabulary: Sequence[str] | None = None, # long table: the codes to keep; None takes all, sorted
-    patients: Sequence | None = None, # long table: everybody, those without a code too; None takes who is there
+    patients: Sequence | None = None, # long table: everybody, also without a code; None takes who is there
     facts: Mapping | None = None, # provenance
 ) -> Cohort: # patients by columns
     """A cohort of any table; ValueError for a column or an index that cannot be held without loss.
 
-    A long table, named by `patient` and `code`, becomes a cohort of bits: a code that a patient has is 1."""
+    A long table, given `patient` and `code`, becomes a cohort of bits: a code that a patient has is 1."""
     if (patient is None) != (code is None): raise ValueError("a long table needs both patient= and code=")
     if patient is not None: return from_codes(df, patient, code, vocabulary, patients, facts)
     if not all(isinstance(name, str) for name in df.columns):
         raise ValueError("columns must have text for names: df.columns = df.columns.map(str)")
-    if not df.columns.is_unique: raise ValueError(f"column names come twice: {df.columns[df.columns.duplicated()][0]!r}")
+    if not df.columns.is_unique:
+        raise ValueError(f"column names come twice: {df.columns[df.columns.duplicated()][0]!r}")
     if not df.index.is_unique: raise ValueError("patients come twice in the index: use .reset_index()")
     unknown = set(kinds or {}) - set(df.columns)
     if unknown: raise ValueError(f"kinds names {sorted(unknown)}, which are not columns")
@@ -605,18 +619,18 @@ def from_frame(
     cells = (encode(df[c.name], c) for c in columns)
     return Cohort(columns, *store(columns, len(df), cells), ids_of(df.index), facts)
 
-# %% ../nbs/11_records.ipynb #085f18a9
+# %% ../nbs/11_records.ipynb #b4748530
 def icd_group(
     code: str, # as the file has it
     version: int = 9, # of ICD, 9 or 10
     truncate: bool = True, # False keeps the whole code
 ) -> str: # the group it belongs to, empty for a blank
-    "The paper's rule for ICD-9: four characters of a code that begins with E, else three; for ICD-10 three."
+    "The paper's rule for ICD-9: four characters of a code that begins with E, else three; ICD-10: three."
     code = code.strip().upper().replace(".", "")
     if code in ("NULL", "NA", "NAN", "NONE"): return ""
     return code[:4 if version == 9 and code.startswith("E") else 3] if truncate else code
 
-# %% ../nbs/11_records.ipynb #e67bd70a
+# %% ../nbs/11_records.ipynb #0329dae3
 def find_table(
     folder: Path, # of a MIMIC tree
     name: str, # of a table, such as diagnoses_icd
@@ -626,12 +640,13 @@ def find_table(
     if not folder.is_dir(): raise ValueError(f"{folder} is no folder")
     files = {}
     for place in (folder, folder / "hosp", folder / "core"):
-        for path in sorted(place.iterdir() if place.is_dir() else ()): files.setdefault(path.name.lower(), path)
+        if place.is_dir(): files = {path.name.lower(): path for path in sorted(place.iterdir())} | files
     for found in (files.get(f"{name}.csv"), files.get(f"{name}.csv.gz")):
         if found: return found
-    if required: raise ValueError(f"{folder} has no {name}.csv or {name}.csv.gz (nor its hosp folder), in upper or lower case")
+    if required: raise ValueError(f"{folder} (or its folder hosp) must hold {name}.csv or {name}.csv.gz, "
+                                  "in upper or lower case")
 
-# %% ../nbs/11_records.ipynb #f0d57e89
+# %% ../nbs/11_records.ipynb #775bab38
 def read_chunks(
     path: Path, # a CSV file, plain or gzipped
     columns: Sequence[str], # which must be there, in lower case
@@ -640,12 +655,13 @@ def read_chunks(
 ): # DataFrames of text, their columns in lower case
     "A table in pieces, columns by name, every cell as text; ValueError for a file that is no such table."
     import pandas as pd
-    wanted, expected, seen = {*columns, *optional}, f"expected a CSV table with the columns {', '.join(columns)}", 0
+    wanted, seen, expected = {*columns, *optional}, 0, f"expected CSV with the columns {', '.join(columns)}"
+    how = dict(dtype=str, encoding="utf-8-sig")
     try:
-        header = pd.read_csv(path, nrows=0, dtype=str, encoding="utf-8-sig", index_col=False).columns
+        header = pd.read_csv(path, nrows=0, index_col=False, **how).columns
         lost = [name for name in columns if [c.strip().lower() for c in header].count(name) != 1]
         if lost: raise ValueError(f"{path} must have one column {lost[0]!r}, got {[*header][:12]}")
-        for chunk in pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows):
+        for chunk in pd.read_csv(path, keep_default_na=False, chunksize=rows, **how):
             if not isinstance(chunk.index, pd.RangeIndex):
                 raise ValueError(f"{path} has rows longer than its header; {expected}")
             chunk.columns, seen = chunk.columns.str.strip().str.lower(), seen + len(chunk)
@@ -655,7 +671,7 @@ def read_chunks(
         raise ValueError(f"{path} cannot be read ({type(e).__name__}: {str(e).strip()}); {expected}") from e
     if not seen: raise ValueError(f"{path} has a header and no rows; {expected}")
 
-# %% ../nbs/11_records.ipynb #f829a5cb
+# %% ../nbs/11_records.ipynb #f78d2416
 def whole(
     cells, # a pandas Series of text
     path: Path, # where it comes from
@@ -664,11 +680,11 @@ def whole(
     "Text as whole numbers; ValueError that names file, column, line and cell."
     text = cells.str.strip()
     bad = ~text.str.fullmatch(r"\d{1,15}") & ~(blank & (text == ""))
-    if bad.any(): raise ValueError(f"{path}, column {cells.name}, line {cells.index[bad.to_numpy()][0] + 2}: "
+    if bad.any(): raise ValueError(f"{path}, column {cells.name}, line {cells.index[bad][0] + 2}: "
                                    f"expected a whole number, got {cells[bad].iloc[0]!r}")
     return text.where(text != "", "-1").astype("int64").to_numpy()
 
-# %% ../nbs/11_records.ipynb #bfe77ecf
+# %% ../nbs/11_records.ipynb #3eb21c9f
 def code_column(
     path: Path, # the table of diagnoses
     version: int | None = None, # 3 or 4 where known
@@ -676,11 +692,13 @@ def code_column(
     "MIMIC-III or MIMIC-IV, by its columns; ValueError where they say otherwise."
     chunk = next(read_chunks(path, ["subject_id"], ["icd9_code", "icd_code", "icd_version"], 1))
     found = 4 if "icd_code" in chunk else 3 if "icd9_code" in chunk else None
-    if found is None: raise ValueError(f"{path} must have a column icd9_code (MIMIC-III), or icd_code and icd_version (MIMIC-IV)")
-    if version not in (None, found): raise ValueError(f"{path} is of MIMIC-{found}, not of version {version!r}: it has {chunk.columns[-1]}")
+    if found is None: raise ValueError(f"{path} must have a column icd9_code (MIMIC-III), "
+                                       "or icd_code and icd_version (MIMIC-IV)")
+    if version not in (None, found): raise ValueError(f"{path} is of MIMIC version {found} by its columns, "
+                                                      f"not of version {version!r}")
     return "icd_code" if found == 4 else "icd9_code"
 
-# %% ../nbs/11_records.ipynb #0259ea7f
+# %% ../nbs/11_records.ipynb #151d78c8
 def read_codes(
     path: Path, # diagnoses or procedures
     kind: str, # "D" or "P", the first letter of the names
@@ -697,13 +715,15 @@ def read_codes(
         if odd.any(): raise ValueError(f"{path}, column icd_version, line {chunk.index[odd][0] + 2}: "
                                        f"expected 9 or 10, got {version[odd][0]}")
         number, pairs = pd.factorize(pd.Series(version, chunk.index).astype("str") + "_" + chunk[code])
-        groups = [(v, icd_group(c, int(v), truncate)) for v, _, c in (pair.partition("_") for pair in pairs)]
+        halves = (pair.partition("_") for pair in pairs)
+        groups = [(v, icd_group(c, int(v), truncate)) for v, _, c in halves]
         named = np.array([names.setdefault(f"{kind}{v}_{g}" if g else "", len(names)) for v, g in groups])
         parts.append([whole(chunk[name], path) for name in ("subject_id", "hadm_id")] + [named[number]])
     subject, stay, number = map(np.concatenate, zip(*parts))
-    return pd.DataFrame(dict(subject_id=subject, hadm_id=stay, name=pd.Categorical.from_codes(number, [*names])))
+    name = pd.Categorical.from_codes(number, [*names])
+    return pd.DataFrame(dict(subject_id=subject, hadm_id=stay, name=name))
 
-# %% ../nbs/11_records.ipynb #a95f2959
+# %% ../nbs/11_records.ipynb #e3344249
 def read_stays(
     folder: Path, # of a MIMIC tree
 ): # a DataFrame of subject_id and hadm_id, one row an admission, and how many patients never had one
@@ -715,12 +735,13 @@ def read_stays(
     stays = pd.DataFrame(dict(zip(("subject_id", "hadm_id"), map(np.concatenate, zip(*parts)))))
     twice = stays.hadm_id[stays.hadm_id.duplicated()]
     if len(twice): raise ValueError(f"{path}, column hadm_id: the admission {twice.iloc[0]} comes twice")
-    known = [whole(chunk.subject_id, people) for chunk in (read_chunks(people, ["subject_id"]) if people else ())]
+    chunks = read_chunks(people, ["subject_id"]) if people else ()
+    known = [whole(chunk.subject_id, people) for chunk in chunks]
     return stays, len(set(np.concatenate([np.empty(0, int), *known])) - set(stays.subject_id))
 
-# %% ../nbs/11_records.ipynb #cdc0f95d
+# %% ../nbs/11_records.ipynb #1abb7b30
 def read_mimic(
-    folder: str | os.PathLike, # with ADMISSIONS.csv and so on; for MIMIC-IV the folder hosp or the one it is in
+    folder: str | os.PathLike, # with ADMISSIONS.csv and so on; of MIMIC-IV hosp, or the folder it is in
     *,
     version: int | None = None, # 3 or 4; None goes by the columns
     level: str = "patient", # or "admission": what a row is
@@ -731,15 +752,15 @@ def read_mimic(
     train: Sequence[int] | None = None, # the patients who decide which codes are columns; None takes all
     demographics: bool = False, # whether to put sex, age and death in hospital before the codes
 ) -> Cohort: # of bits named D9_401, P9_389, D10_I10; `facts` counts all that was left out
-    "Everybody admitted, by every code they were given; ValueError that names file, column and line for a bad tree."
+    "Everybody admitted, by every code they were given; ValueError with file, column, line for a bad tree."
     import pandas as pd
-    if level not in ("patient", "admission"): raise ValueError(f"level must be patient or admission, got {level!r}")
+    key = {"patient": "subject_id", "admission": "hadm_id"}.get(level)
+    if key is None: raise ValueError(f"level must be patient or admission, got {level!r}")
     tables = [("diagnoses_icd", "D"), ("procedures_icd", "P")][:1 + procedures]
     paths = [(find_table(Path(folder), table), kind) for table, kind in tables]
     code = code_column(paths[0][0], version)
     stays, never = read_stays(Path(folder))
-    rows = pd.concat([read_codes(path, kind, code, truncate) for path, kind in paths]).astype({"name": "str"})
-    key = {"patient": "subject_id", "admission": "hadm_id"}[level]
+    rows = pd.concat([read_codes(*path, code, truncate).astype({"name": "str"}) for path in paths])
     if vocabulary is None:
         judges = rows if train is None else rows[rows.subject_id.isin(train)]
         counts = judges.drop_duplicates(["subject_id", "name"]).name.value_counts()
@@ -752,10 +773,11 @@ def read_mimic(
         people = read_people(Path(folder), code, key).reindex(everybody).rename_axis(None)
         cohort = beside(from_frame(people, {"sex": "category", "age": "number", "died": "bit"}), cohort)
     if level == "admission":
-        cohort.patients = pd.concat([stays, rows]).drop_duplicates(key).set_index(key).subject_id[everybody].to_numpy()
+        owners = pd.concat([stays, rows]).drop_duplicates(key).set_index(key).subject_id
+        cohort.patients = owners[everybody].to_numpy()
     return cohort
 
-# %% ../nbs/11_records.ipynb #57a9a37d
+# %% ../nbs/11_records.ipynb #27f126e9
 def beside(
     left: Cohort, # some columns
     right: Cohort, # others of the same patients
@@ -764,16 +786,17 @@ def beside(
     if not np.array_equal(left.patients, right.patients):
         raise ValueError(f"cohorts side by side must have the same patients in the same order, "
                          f"got {len(left)} and {len(right)}")
-    cells, columns = (cell for c in (left, right) for cell in each_cell(c, c.names)), left.columns + right.columns
+    cells = (cell for c in (left, right) for cell in each_cell(c, c.names))
+    columns = left.columns + right.columns
     return Cohort(columns, *store(columns, len(left), cells), left.patients, left.facts | right.facts)
 
-# %% ../nbs/11_records.ipynb #22f50212
+# %% ../nbs/11_records.ipynb #bbcf99ac
 def read_people(
     folder: Path, # of a MIMIC tree
     code: str, # "icd9_code" for MIMIC-III, "icd_code" for MIMIC-IV
     key: str, # "subject_id" or "hadm_id": whom a row is about
 ): # a DataFrame of sex, age and died, indexed by key
-    "Sex, age on (first) admission with 91 for all above 89, and death in hospital; ValueError for a bad cell."
+    "Sex, age on (first) admission with 91 for all above 89, death in hospital; ValueError for a bad cell."
     import pandas as pd
     born = ["dob"] if code == "icd9_code" else ["anchor_age", "anchor_year"]
     a, p = find_table(folder, "admissions"), find_table(folder, "patients")
@@ -788,11 +811,11 @@ def read_people(
     stays = stays.join(people.set_index("subject_id"), on="subject_id")
     stays["age"] = (stays.day - stays.zero) // 10000
     table = stays.groupby(key).agg(sex=("gender", "first"), age=("age", "min"), died=("died", "max"))
-    table["age"] = table.age.mask(table.age > 89, 91).astype("Int64")
-    return table.assign(sex=table.sex.str.strip().astype(pd.CategoricalDtype(["F", "M"])), died=table.died.astype("Int64"))
+    table["sex"] = table.sex.str.strip().astype(pd.CategoricalDtype(["F", "M"]))
+    return table.assign(age=table.age.mask(table.age > 89, 91)).astype({"age": "Int64", "died": "Int64"})
 
-# %% ../nbs/11_records.ipynb #4918124d
-_no_answer = ("hbp", "diabetes", "alcoholpy", "pica", "hbpmed", "boweltrouble", "birthcontrol")     # where a 2 is none
+# %% ../nbs/11_records.ipynb #96cbf06a
+_no_answer = ("hbp", "diabetes", "alcoholpy", "pica", "hbpmed", "boweltrouble", "birthcontrol") # a 2
 _words = {
     "sex": ("male", "female"), "race": ("white", "black or other"),
     "marital": (None, None, "married", "widowed", "never married", "divorced", "separated", None, None),
@@ -802,25 +825,25 @@ _words = {
     "exercise": ("much", "moderate", "little or none"),
     "income": (None,) * 11 + ("under 1000", "1000", "2000", "3000", "4000", "5000", "6000", "7000",
                               "10000", "15000", "20000", "25000 and more")}
-_left_out = ("seqn", "id", "yrdth", "modth", "dadth", "wt82_71", "price71_82", "tax71_82", "censored", "older",
-             "education", "birthplace", "price71", "price82", "tax71", "tax82")
+_left_out = ("seqn", "id", "yrdth", "modth", "dadth", "wt82_71", "price71_82", "tax71_82", "censored",
+             "older", "education", "birthplace", "price71", "price82", "tax71", "tax82")
 
-# %% ../nbs/11_records.ipynb #72d2c92a
+# %% ../nbs/11_records.ipynb #b2579066
 def load_nhefs() -> Cohort: # 1,629 people: 32 bits, 6 categories, 3 counts, 10 numbers
     """Smokers of a United States health survey in 1971 and what became of them by 1982 and 1992.
 
-    The table is the one of Hernán and Robins, as the package `causaldata` ships it. Left out are identifiers, dates of
-    death, differences and bands of other columns, and what belongs to the state of residence."""
+    The table is the one of Hernán and Robins, as `causaldata` ships it. Left out are identifiers, dates of
+    death, differences and bands of other columns, and prices and taxes of the state of residence."""
     import pandas as pd
     df = need("causaldata", "health").nhefs.load_pandas().data.drop(columns=[*_left_out])
     df = df.apply(pd.to_numeric)
     for name in _no_answer: df[name] = df[name].where(df[name] != 2)
     for name, words in _words.items():
-        known = pd.CategoricalDtype([w for w in words if w], ordered=name in ("active", "exercise", "income"))
+        known = pd.CategoricalDtype([w for w in words if w], name in ("active", "exercise", "income"))
         df[name] = df[name].map(dict(enumerate(words))).astype(known)
-    df = df.convert_dtypes()
-    kinds = {"sex": "bit", "race": "bit"} | {name: "number" for name in ("age", "sbp", "dbp", "school", "cholesterol", "smokeyrs")}
-    return from_frame(df, kinds, facts=dict(source="NHEFS, from causaldata"))
+    kinds = dict.fromkeys(("age", "sbp", "dbp", "school", "cholesterol", "smokeyrs"), "number")
+    kinds |= {"sex": "bit", "race": "bit"}
+    return from_frame(df.convert_dtypes(), kinds, facts=dict(source="NHEFS, from causaldata"))
 
 # %% ../nbs/11_records.ipynb #155d20f1
 def normal_levels(
@@ -876,38 +899,38 @@ def draw_bits(
             block[:, j] = (u[:, j] < chance[:, :, j][g, h[:, c]]).to(torch.uint8)
     return out
 
-# %% ../nbs/11_records.ipynb #207d4182
+# %% ../nbs/11_records.ipynb #bf2324e3
 def tilt_block(
     chance: Tensor, # $\pi_{ghj}$ `[g, h, column]`
     slots: Tensor, # `[cluster, place]`, from `slots_of`
     w_g: Tensor, w_h: Tensor, # the levels' probabilities
     evidence: Tensor, # $e$ `[batch, column]`, plus or minus infinity where a bit is given
-) -> tuple[Tensor, Tensor]: # log of the tilted law's mass `[batch]`, probabilities of ones `[batch, column]`
+) -> tuple[Tensor, Tensor]: # log of the mass that is left `[batch]`, probability of ones `[batch, column]`
     "Evidence about a block of records (eq-tilted), each factor divided by $\\max(1, e^{e_j})$."
     free = torch.nn.functional.pad(evidence, (0, 1))[:, slots]
     off, on = (-free.clamp(min=0)).exp()[..., None], free.clamp(max=0).exp()[..., None]
-    π = torch.nn.functional.pad(chance, (0, 1)).flatten(0, 1).T[slots]              # [cluster, place, gh]
-    φ = torch.addcmul(off, π, on - off).clamp_(min=1e-300)                          # [batch, cluster, place, gh]
+    π = torch.nn.functional.pad(chance, (0, 1)).flatten(0, 1).T[slots]        # [cluster, place, gh]
+    φ = torch.addcmul(off, π, on - off).clamp_(min=1e-300)                     # [batch, cluster, place, gh]
     ratio = π / φ
-    L = φ.log_().sum(2).unflatten(-1, chance.shape[:2]) + w_h.log()                 # [batch, cluster, g, h]
+    L = φ.log_().sum(2).unflatten(-1, chance.shape[:2]) + w_h.log()            # [batch, cluster, g, h]
     M = L.logsumexp(-1)
     R = M.sum(1) + w_g.log()
     Z = R.logsumexp(1)
-    q = (L + (R - Z[:, None])[:, None, :, None] - M[..., None]).exp_().flatten(2)   # P(g, h of its cluster)
+    q = (L + (R - Z[:, None])[:, None, :, None] - M[..., None]).exp_().flatten(2)  # of g and c's h
     out = evidence.new_empty(len(evidence), chance.shape[-1] + 1)
     out[:, slots.flatten()] = (on * (ratio @ q[..., None])).flatten(1)
     return Z, out[:, :-1].clamp(0, 1)
 
-# %% ../nbs/11_records.ipynb #3b87018d
+# %% ../nbs/11_records.ipynb #fa732296
 def tilt(
     chance: Tensor, # $\pi_{ghj}$ `[g, h, column]`
     slots: Tensor, # `[cluster, place]`, from `slots_of`
     w_g: Tensor, w_h: Tensor, # the levels' probabilities
     evidence: Tensor, # $e$ `[batch, column]`, plus or minus infinity where a bit is given
-) -> tuple[Tensor, Tensor]: # log of the mass that is left `[batch]`, probabilities of ones `[batch, column]`
-    "What evidence says (eq-tilt), a few records at a time so that memory stays bounded; ValueError for NaN."
+) -> tuple[Tensor, Tensor]: # log of the mass that is left `[batch]`, probability of ones `[batch, column]`
+    "What evidence says (eq-tilt), a few records at a time, so memory stays bounded; ValueError for NaN."
     if evidence.ndim != 2 or evidence.shape[1] != chance.shape[2] or evidence.isnan().any():
-        raise ValueError(f"evidence must be [batch, {chance.shape[2]}] without NaN, got {tuple(evidence.shape)}")
+        raise ValueError(f"evidence must be [batch, {chance.shape[2]}] without NaN: {[*evidence.shape]}")
     rows = max(1, 2_000_000 // (chance[:, :, 0].numel() * slots.numel()))
     parts = [tilt_block(chance, slots, w_g, w_h, e) for e in evidence.double().split(rows)]
     return tuple(torch.cat(part) for part in zip(*parts))
@@ -920,7 +943,7 @@ def bit_evidence(
     "What a noisy value says of its bit, $(z - 1/2)/\\sigma^2$ (eq-evidence)."
     return ((z - .5) / expand(sigma, z)**2).nan_to_num(0., math.inf, -math.inf)
 
-# %% ../nbs/11_records.ipynb #004c8142
+# %% ../nbs/11_records.ipynb #bdc2dcf9
 def given_evidence(
     names: Sequence[str], # of the columns
     given: Mapping[str, int], # name -> 0 or 1
@@ -929,25 +952,27 @@ def given_evidence(
     for name, value in given.items():
         if name not in names: raise ValueError(f"no column is called {name!r}")
         if value not in (0, 1): raise ValueError(f"{name} must be 0 or 1, got {value!r}")
-    return torch.tensor([math.inf * (2 * given[name] - 1) if name in given else 0. for name in names], dtype=torch.float64)
+    evidence = [math.inf * (2 * given[name] - 1) if name in given else 0. for name in names]
+    return torch.tensor(evidence, dtype=torch.float64)
 
-# %% ../nbs/11_records.ipynb #758b43c0
+# %% ../nbs/11_records.ipynb #65308775
 def check_loadings(
     threshold, a, b, cluster, # `[column]` each
 ) -> tuple[Tensor, Tensor, Tensor]: # the first three as float64
     "ValueError where the parts of a bifactor law do not fit."
     t, a, b = (torch.as_tensor(part, dtype=torch.float64) for part in (threshold, a, b))
     if t.ndim != 1 or len(t) == 0 or {a.shape, b.shape, cluster.shape} != {t.shape}:
-        raise ValueError(f"threshold, a, b and cluster must be [column], got {[tuple(p.shape) for p in (t, a, b, cluster)]}")
+        raise ValueError("threshold, a, b and cluster must be [column] each, got "
+                         f"{[tuple(part.shape) for part in (t, a, b, cluster)]}")
     if not (t.isfinite() & (a**2 + b**2 < 1)).all():
         raise ValueError("thresholds must be finite and loadings leave room for chance: a**2 + b**2 < 1")
     if cluster.is_floating_point() or cluster.unique().tolist() != list(range(int(cluster.max()) + 1)):
         raise ValueError("clusters must be whole numbers 0, 1, ... without a gap")
     return t, a, b
 
-# %% ../nbs/11_records.ipynb #b88cf071
+# %% ../nbs/11_records.ipynb #df7c8a4b
 class BifactorLaw:
-    "Bits that share one severity, and in each cluster one factor more; everything asked of it has an exact answer."
+    "Bits that share one severity, and in each cluster one factor more; every answer it gives is exact."
 
     def __init__(
         self,
@@ -959,7 +984,7 @@ class BifactorLaw:
         t, a, b = check_loadings(threshold, a, b, cluster)
         (self.g, self.w_g), (self.h, self.w_h) = normal_levels(15), normal_levels(11)
         lean = a * self.g[:, None, None] + b * self.h[:, None]
-        self.chance = torch.special.ndtr((t + lean) / (1 - a**2 - b**2).sqrt())            # π [g, h, column]
+        self.chance = torch.special.ndtr((t + lean) / (1 - a**2 - b**2).sqrt())         # π [g, h, column]
         self.cluster, self.slots = cluster, slots_of(cluster)
         self.names = tuple(matrix_names(t[None], names))
 
@@ -1010,14 +1035,14 @@ class BifactorLaw:
         if not ((x == 0) | (x == 1)).all(): raise ValueError("records of bits hold 0 and 1 only")
         return tilt(self.chance, self.slots, self.w_g, self.w_h, (x.double() - .5) * math.inf)[0]
 
-# %% ../nbs/11_records.ipynb #bd180017
+# %% ../nbs/11_records.ipynb #27f30b88
 def prevalences(
     count: int, # how many codes
     density: float, # their mean
     common: float, # the commonest
     rare: float, # the rarest
 ) -> Tensor: # `[count]` float64, falling
-    "A power law bent down at its tail: $p_r = p_1 (p_D/p_1)^{v^\\kappa}$ with $v$ from 0 to 1, of the given mean (eq-zipf)."
+    "A power law bent down at its tail, of the given mean (eq-zipf); ValueError where there is none."
     if not 0 < rare < density < common < 1:
         raise ValueError(f"need 0 < rare < density < common < 1, got {rare:g}, {density:g}, {common:g}")
     v, low, high = torch.linspace(0, 1, count, dtype=torch.float64), 1e-4, 1e4
@@ -1027,7 +1052,7 @@ def prevalences(
         low, high = (κ, high) if curve(κ).mean() < density else (low, κ)
     return curve(κ)
 
-# %% ../nbs/11_records.ipynb #df7a7221
+# %% ../nbs/11_records.ipynb #a4a6bcfa
 def simulate_law(
     columns: int, # how many columns
     density: float, # mean of a code
@@ -1038,18 +1063,20 @@ def simulate_law(
 ) -> BifactorLaw: # with loadings drawn at random
     "A law like that of a hospital's codes: which code is common, and which cluster it is in, is drawn."
     D = columns - (outcome is not None)
-    p = prevalences(D, density, max(min(.4, density * D / 4), 1.5 * density), rarest)[torch.randperm(D, generator=generator)]
+    common = max(min(.4, density * D / 4), 1.5 * density)
+    p = prevalences(D, density, common, rarest)[torch.randperm(D, generator=generator)]
     u = torch.rand(2, D, dtype=torch.float64, generator=generator)
     a, b = .25 + .3 * u[0], .45 + .3 * u[1]
     C = max(1, columns // 24) if clusters is None else clusters
     if not 1 <= C <= D: raise ValueError(f"clusters must be 1 to {D}, got {C}")
     cluster, names = torch.arange(D) * C // D, [f"c{j:0{len(str(D - 1))}}" for j in range(D)]
     if outcome is not None:
-        p, a, b = (torch.cat([part, part.new_tensor([last])]) for part, last in ((p, outcome), (a, .5), (b, .5)))
+        lasts = (p, outcome), (a, .5), (b, .5)
+        p, a, b = (torch.cat([part, part.new_tensor([last])]) for part, last in lasts)
         cluster, names = torch.cat([cluster, cluster[:1]]), [*names, "outcome"]
     return BifactorLaw(torch.special.ndtri(p), a, b, cluster, names)
 
-# %% ../nbs/11_records.ipynb #b3174292
+# %% ../nbs/11_records.ipynb #75d0fddb
 def simulate_cohort(
     n: int, # patients
     columns: int = 1782, # the outcome included
@@ -1061,9 +1088,11 @@ def simulate_cohort(
     generator: torch.Generator | None = None, # who draws
 ) -> tuple[Cohort, BifactorLaw]: # the patients, and the law they come from
     "Patients from a law that is known exactly: a stand-in for records that nobody may pass on."
-    if n < 1 or columns < 4: raise ValueError(f"a cohort needs a patient and four columns, got {n} and {columns}")
+    if n < 1 or columns < 4:
+        raise ValueError(f"a cohort needs a patient and four columns, got {n} and {columns}")
     rarest = min(density / 4, 3 / min(n, 46520)) if rarest is None else rarest
     law = simulate_law(columns, density, clusters, outcome, rarest, generator)
     packed = torch.cat([pack(law.sample(min(8192, n - i), generator)) for i in range(0, n, 8192)])
-    facts = dict(source="simulate_cohort", density=density, seed=(generator or torch.default_generator).initial_seed())
+    seed = (generator or torch.default_generator).initial_seed()
+    facts = dict(source="simulate_cohort", density=density, seed=seed)
     return Cohort([Column(name, "bit", "uint8", (0, 1)) for name in law.names], packed, facts=facts), law
