@@ -162,7 +162,7 @@ def describe(
     if len(values): column = column._replace(low=float(values.min()), high=float(values.max()))
     return column._replace(step=step_of(column, values))
 
-# %% ../nbs/11_records.ipynb #e9c81479
+# %% ../nbs/11_records.ipynb #ccc1026e
 def encode(
     series, # a pandas Series
     column: Column, # what its values mean
@@ -170,13 +170,14 @@ def encode(
     "Cells as numbers; ValueError for a value that the column does not know."
     import pandas as pd
     missing = series.isna().to_numpy()
-    if column.kind in ("bit", "category"):
+    if column.values in ((), (0, 1)) and series.dtype.kind in "biuf":
+        codes = series.to_numpy(dtype=float, na_value=np.nan, copy=True)
+    else:
         codes = pd.Index(list(column.values), dtype=object).get_indexer(series.astype(object)).astype(float)
-        unknown = (codes < 0) & ~missing
-        if unknown.any(): raise ValueError(f"column {column.name!r} does not know the value "
-                                           f"{series[unknown].iloc[0]!r}, only {str(column.values)[:80]}")
-        codes[missing] = np.nan
-    else: codes = pd.to_numeric(series).to_numpy(dtype=float, na_value=np.nan)
+    unknown = (column.kind in ("bit", "category")) & ~np.isin(codes, range(len(column.values))) & ~missing
+    if unknown.any(): raise ValueError(f"column {column.name!r} does not know the value "
+                                       f"{series[unknown].iloc[0]!r}, only {str(column.values)[:80]}")
+    codes[missing] = np.nan
     if missing.any() and not column.missing:
         raise ValueError(f"column {column.name!r} may not have missing cells")
     return codes
@@ -414,7 +415,7 @@ def draw_parts(
     first[torch.randperm(len(ids), generator=generator)[:k].numpy()] = True
     return np.flatnonzero(first[who]), np.flatnonzero(~first[who])
 
-# %% ../nbs/11_records.ipynb #111f6687
+# %% ../nbs/11_records.ipynb #f5d3051d
 def frame_of(
     records: Records, # any
 ): # a DataFrame indexed by patient
@@ -422,7 +423,8 @@ def frame_of(
     import pandas as pd
     index = pd.Index(records.patients, name=records.facts.get("index"))
     cells = zip(records.columns, each_cell(records, records.names))
-    return pd.DataFrame({c.name: decode(cell, c).array for c, cell in cells}, index=index)
+    frame = pd.DataFrame({c.name: decode(cell, c) for c, cell in cells}, index=range(len(index)))
+    return frame.set_axis(index)
 
 # %% ../nbs/11_records.ipynb #fd559f1b
 def ids_of(
