@@ -648,7 +648,7 @@ def find_table(
     if required: raise ValueError(f"{folder} (or its folder hosp) must hold {name}.csv or {name}.csv.gz, "
                                   "in upper or lower case")
 
-# %% ../nbs/11_records.ipynb #775bab38
+# %% ../nbs/11_records.ipynb #8d5b5bb3
 def read_chunks(
     path: Path, # a CSV file, plain or gzipped
     columns: Sequence[str], # which must be there, in lower case
@@ -658,12 +658,12 @@ def read_chunks(
     "A table in pieces, columns by name, every cell as text; ValueError for a file that is no such table."
     import pandas as pd
     wanted, seen, expected = {*columns, *optional}, 0, f"expected CSV with the columns {', '.join(columns)}"
-    how = dict(dtype=str, encoding="utf-8-sig")
+    how = dict(dtype=str, encoding="utf-8-sig", keep_default_na=False)
     try:
-        header = pd.read_csv(path, nrows=0, index_col=False, **how).columns
+        header = pd.read_csv(path, nrows=1, header=None, **how).iloc[0]
         lost = [name for name in columns if [c.strip().lower() for c in header].count(name) != 1]
         if lost: raise ValueError(f"{path} must have one column {lost[0]!r}, got {[*header][:12]}")
-        for chunk in pd.read_csv(path, keep_default_na=False, chunksize=rows, **how):
+        for chunk in pd.read_csv(path, chunksize=rows, **how):
             if not isinstance(chunk.index, pd.RangeIndex):
                 raise ValueError(f"{path} has rows longer than its header; {expected}")
             chunk.columns, seen = chunk.columns.str.strip().str.lower(), seen + len(chunk)

@@ -180,7 +180,7 @@ BAD = {
     "no column of codes in procedures": (edit("PROCEDURES_ICD.csv", "ICD9_CODE", "CODE"), ["PROCEDURES_ICD.csv", "icd9_code"]),
     "no subjects": (edit("DIAGNOSES_ICD.csv", "SUBJECT_ID", "SUBJECT"), ["DIAGNOSES_ICD.csv", "subject_id"]),
     "no stays": (edit("ADMISSIONS.csv", "HADM_ID", "STAY"), ["ADMISSIONS.csv", "hadm_id"]),
-    "a column twice": (edit("ADMISSIONS.csv", "HADM_ID", "SUBJECT_ID"), ["ADMISSIONS.csv", "subject_id"]),
+    "a column twice": (edit("ADMISSIONS.csv", "ADMITTIME", "SUBJECT_ID"), ["ADMISSIONS.csv", "one column 'subject_id'"]),
     "code but no version": (edit("DIAGNOSES_ICD.csv", "ICD9_CODE", "ICD_CODE"), ["DIAGNOSES_ICD.csv", "icd_version"]),
     "text for a subject": (edit("DIAGNOSES_ICD.csv", "1,10,100,1", "1,ten,100,1"), ["DIAGNOSES_ICD.csv", "subject_id", "line 2", "'ten'"]),
     "no subject": (edit("DIAGNOSES_ICD.csv", "2,10,100,2", "2,,100,2"), ["DIAGNOSES_ICD.csv", "subject_id", "line 3"]),
