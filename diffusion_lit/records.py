@@ -60,16 +60,16 @@ class Column(NamedTuple):
     missing: bool = False           # whether cells may be missing
     ordered: bool = False           # whether a category's values have an order
 
-# %% ../nbs/11_records.ipynb #da3f8a87
+# %% ../nbs/11_records.ipynb #920bcf81
 def snap(
     values: np.ndarray, # float64, NaN where missing
     column: Column, # a count or a number with its step and its range, or a bit or a category
 ) -> np.ndarray: # the nearest values that the column can take
     "Round to the column's step, clip to its range, round to its precision."
     if column.kind in ("bit", "category"): return np.clip(np.round(values), 0, len(column.values) - 1)
-    if column.step: # 3 / 10 is the float nearest to 0.3, and 3 * 0.1 is not
-        k = round(1 / column.step)
-        values = np.round(values * k) / k if k > 1 else np.round(values / column.step) * column.step
+    if step := column.step or ("int" in column.dtype.lower()):
+        k = round(1 / step) # 3 / 10 is the float nearest to 0.3, and 3 * 0.1 is not
+        values = np.round(values * k) / k if k > 1 else np.round(values / step) * step
     if column.low is not None: values = np.clip(values, column.low, column.high)
     return values.astype(np.float32).astype(float) if column.dtype.lower() == "float32" else values
 
@@ -221,7 +221,7 @@ def store(
     planes = [torch.from_numpy(np.packbits(plane, axis=0).T.copy()) for plane in (bits, gaps)]
     return *planes, numbers
 
-# %% ../nbs/11_records.ipynb #b6f251de
+# %% ../nbs/11_records.ipynb #ac2cc9a0
 class Records:
     "Patients by columns in memory: a bit is a bit, a hole in one is another, all else is a float64."
 
@@ -243,6 +243,8 @@ class Records:
         check_records(self)
 
     def __len__(self): return len(self.packed)
+
+    def __repr__(self): return f"{type(self).__name__}: {len(self):,} patients by {len(self.columns):,} columns"
 
     @property
     def shape(self) -> tuple[int, int]: # patients, columns
@@ -437,14 +439,15 @@ def ids_of(
     if index.hasnans: raise ValueError("a patient's id is missing: use .reset_index()")
     return index.to_numpy()
 
-# %% ../nbs/11_records.ipynb #dfe88b39
+# %% ../nbs/11_records.ipynb #b2634ea5
 def write_parquet(
     records: Records, # any
     path: Path, # where to
 ):
     "One Parquet file, with columns and facts as JSON in its metadata, whole or not at all."
     pa, parquet = need("pyarrow", "health"), need("pyarrow.parquet", "health")
-    own = json.dumps(dict(columns=records.columns, facts=records.facts)).encode()
+    own = dict(columns=records.columns, facts=records.facts)
+    own = json.dumps(own, default=lambda fact: fact.item() if hasattr(fact, "item") else str(fact)).encode()
     table = pa.Table.from_pandas(frame_of(records).rename_axis(None))
     table = table.replace_schema_metadata({**table.schema.metadata, b"diffusion_lit": own})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -567,7 +570,7 @@ def sparse_bits(
     X.data = np.ones(X.nnz, np.uint8)
     return X, repeated
 
-# %% ../nbs/11_records.ipynb #0ed7ea2e
+# %% ../nbs/11_records.ipynb #faccd5a5
 def from_codes(
     df, # a DataFrame, one code of one patient a row
     patient: str, # the column of patients
@@ -581,11 +584,13 @@ def from_codes(
     lost = [name for name in (patient, code) if name not in df.columns]
     if lost: raise ValueError(f"the table has no column {lost[0]!r}, only {[*df.columns][:9]}")
     ids = pd.Index(np.unique(df[patient].dropna()) if patients is None else patients)
+    if not ids.is_unique: raise ValueError(f"patients come twice: {ids[ids.duplicated()][0]!r}")
     who, (number, words) = ids.get_indexer(df[patient]), pd.factorize(df[code].astype("str"))
     if (who < 0).any():
         raise ValueError(f"column {patient!r} has {df[patient][who < 0].iloc[0]!r}, not among the patients")
     words = np.array(["", *(word.strip() for word in words)], dtype=object)[number + 1]
     kept = sorted(set(words) - {""}) if vocabulary is None else list(vocabulary)
+    if len(set(kept)) < len(kept): raise ValueError("the vocabulary names a code twice")
     what = pd.Index(kept, dtype=object).get_indexer(words)
     X, repeated = sparse_bits(who[what >= 0], what[what >= 0], (len(ids), len(kept)))
     counts = dict(rows=len(df), blank=int((words == "").sum()), repeated=repeated,
