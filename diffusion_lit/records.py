@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Column', 'snap', 'kind_of', 'labels_of', 'dtype_of', 'step_of', 'describe', 'encode', 'decode',
-           'store', 'Records', 'check_records', 'read_values', 'each_cell', 'pack_matrix', 'matrix_names',
+           'store', 'which', 'Records', 'check_records', 'read_values', 'each_cell', 'pack_matrix', 'matrix_names',
            'check_values', 'merge_columns', 'join_parts', 'join_patients', 'draw_parts', 'frame_of', 'ids_of',
            'write_parquet', 'read_parquet', 'Cohort', 'sparse_bits', 'from_codes', 'from_frame', 'icd_group',
            'find_table', 'read_chunks', 'whole', 'code_column', 'read_codes', 'read_stays', 'read_mimic', 'beside',
@@ -221,7 +221,16 @@ def store(
     planes = [torch.from_numpy(np.packbits(plane, axis=0).T.copy()) for plane in (bits, gaps)]
     return *planes, numbers
 
-# %% ../nbs/11_records.ipynb #ac2cc9a0
+# %% ../nbs/11_records.ipynb #62bb4bda
+def which(
+    rows, # a slice, indices, a mask or one number; a list, an array or a tensor; None takes all
+    n: int, # of how many
+) -> np.ndarray: # whole numbers
+    "The chosen rows; IndexError where there is no such row."
+    rows = slice(None) if rows is None else rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+    return np.ascontiguousarray(np.arange(n)[rows if isinstance(rows, slice) or np.size(rows) else slice(0)])
+
+# %% ../nbs/11_records.ipynb #6494996b
 class Records:
     "Patients by columns in memory: a bit is a bit, a hole in one is another, all else is a float64."
 
@@ -266,7 +275,8 @@ class Records:
         rows=None, # a slice, indices or a mask over patients; None takes all
     ) -> Tensor: # `[row, bit column]`, uint8, 0 where missing
         "The bit columns, unpacked."
-        return unpack(self.packed if rows is None else self.packed[rows], len(self.bit_names))
+        packed = self.packed if rows is None else self.packed[which(rows, len(self))]
+        return unpack(packed, sum(c.kind == "bit" for c in self.columns))
 
     def values(
         self,
@@ -296,7 +306,7 @@ def check_records(
     if records.patients.shape != (n,):
         raise ValueError(f"patients must be {n} ids, got shape {records.patients.shape}")
 
-# %% ../nbs/11_records.ipynb #243bbff4
+# %% ../nbs/11_records.ipynb #1d4a4e9d
 def read_values(
     records, # a `Records`
     rows, # a slice, indices or a mask over patients; None takes all
@@ -305,7 +315,7 @@ def read_values(
     "Columns as numbers, each from where it is kept; ValueError for a name that no column has."
     unknown = set(names) - set(records.names)
     if unknown: raise ValueError(f"no column is called {sorted(unknown)[0]!r}")
-    rows = slice(None) if rows is None else rows
+    rows = slice(None) if rows is None else which(rows, len(records))
     of = {c.name: c for c in records.columns}
     places = {name: i for i, name in enumerate(records.bit_names)}
     holes = {name: i for i, name in enumerate(n for n in places if of[n].missing)}
@@ -381,12 +391,12 @@ def merge_columns(
                                 step=steps.pop() if len(steps) == 1 else None)
     return tuple(merged(same) for same in zip(*several))
 
-# %% ../nbs/11_records.ipynb #cb03b7ec
+# %% ../nbs/11_records.ipynb #9cf4d0a6
 def join_parts(
     several: Sequence[Records], # with the same columns
 ) -> tuple: # columns, packed, gaps, numbers
     "The parts of a cohort of all patients."
-    several = list(several)
+    if len(several) == 0: raise ValueError("there is no cohort to join")
     columns = merge_columns([r.columns for r in several])
     if all(r.columns == columns for r in several):
         packed, gaps = (torch.cat([getattr(r, part) for r in several]) for part in ("packed", "gaps"))
@@ -473,7 +483,7 @@ def read_parquet(
     cells = (encode(frame[c.name], c) for c in columns)
     return columns, len(frame), cells, ids_of(frame.index), own["facts"]
 
-# %% ../nbs/11_records.ipynb #9acf2a9a
+# %% ../nbs/11_records.ipynb #6ce023a6
 class Cohort(Records):
     "Records that can be taken apart, put together, and exchanged with DataFrame and Parquet without loss."
 
@@ -482,7 +492,7 @@ class Cohort(Records):
         rows, # a slice, indices or a mask over patients
     ) -> "Cohort": # these patients, in this order
         "Some of the patients."
-        rows = np.atleast_1d(np.arange(len(self))[rows.numpy() if isinstance(rows, Tensor) else rows])
+        rows = which(rows, len(self))
         parts = self.packed[rows], self.gaps[rows], self.numbers[rows], self.patients[rows]
         return Cohort(self.columns, *parts, self.facts)
 
@@ -598,7 +608,7 @@ def from_codes(
                   without_code=int((np.diff(X.indptr) == 0).sum()))
     return Cohort.from_matrix(X, kept, ids_of(ids), dict(facts or {}) | counts)
 
-# %% ../nbs/11_records.ipynb #d4a3554c
+# %% ../nbs/11_records.ipynb #2cc3c071
 def from_frame(
     df, # a DataFrame, one patient a row; or a long table, one code a row
     kinds: Mapping[str, str] | None = None, # name -> bit, category, count or number where `kind_of` errs
@@ -612,6 +622,7 @@ def from_frame(
     """A cohort of any table; ValueError for a column or an index that cannot be held without loss.
 
     A long table, given `patient` and `code`, becomes a cohort of bits: a code that a patient has is 1."""
+    if not hasattr(df, "columns"): raise TypeError(f"df must be a DataFrame, got {type(df).__name__}")
     if (patient is None) != (code is None): raise ValueError("a long table needs both patient= and code=")
     if patient is not None: return from_codes(df, patient, code, vocabulary, patients, facts)
     if not all(isinstance(name, str) for name in df.columns):
@@ -1059,7 +1070,7 @@ def prevalences(
         low, high = (κ, high) if curve(κ).mean() < density else (low, κ)
     return curve(κ)
 
-# %% ../nbs/11_records.ipynb #a4a6bcfa
+# %% ../nbs/11_records.ipynb #030458ee
 def simulate_law(
     columns: int, # how many columns
     density: float, # mean of a code
@@ -1069,6 +1080,8 @@ def simulate_law(
     generator: torch.Generator | None, # who draws
 ) -> BifactorLaw: # with loadings drawn at random
     "A law like that of a hospital's codes: which code is common, and which cluster it is in, is drawn."
+    if not 0 < (.5 if outcome is None else outcome) < 1:
+        raise ValueError(f"outcome must be a prevalence between 0 and 1, got {outcome}")
     D = columns - (outcome is not None)
     common = max(min(.4, density * D / 4), 1.5 * density)
     p = prevalences(D, density, common, rarest)[torch.randperm(D, generator=generator)]
