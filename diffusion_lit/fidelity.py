@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BANDS', 'check_cohorts', 'prevalence', 'pearson', 'midranks', 'prevalence_pearson', 'prevalence_spearman',
            'prevalence_difference', 'band_ratio', 'nonzero_columns', 'cooccurrence', 'correlation',
-           'correlation_distance', 'abundance', 'abundance_distance', 'numpy_rng', 'log_cluster', 'features', 'task',
-           'classifier', 'auroc_of', 'transfer_auroc', 'transfer_table', 'code_auroc', 'frequent_codes',
+           'correlation_distance', 'abundance', 'abundance_distance', 'numpy_rng', 'log_cluster', 'cell_features',
+           'task', 'classifier', 'auroc_of', 'transfer_auroc', 'transfer_table', 'code_auroc', 'frequent_codes',
            'dimension_wise_prediction', 'observed', 'ks_complement', 'tv_complement', 'column_shapes',
            'correlation_similarity', 'bin_edges', 'contingency_similarity', 'column_pairs', 'independent_marginals',
            'orthant', 'tetrachoric', 'bit_correlation', 'normal_scores', 'latent_correlation', 'gaussian_copula',
-           'Spread', 'floor_spread', 'spread', 'half_spread', 'Metric', 'bit_metrics', 'table_metrics', 'report_row',
+           'Spread', 'spread', 'floor_spread', 'half_spread', 'Metric', 'bit_metrics', 'table_metrics', 'report_row',
            'check_report', 'fidelity_report']
 
 # %% ../nbs/13_fidelity.ipynb #c3078791
@@ -24,30 +24,31 @@ from tqdm.auto import tqdm
 from .page import need
 from .records import Cohort
 
-# %% ../nbs/13_fidelity.ipynb #0e35a35d
+# %% ../nbs/13_fidelity.ipynb #0a158083
 def check_cohorts(
     *cohorts: Cohort, # to be compared with each other
     bits: int = 0, # how many bit columns the metric needs
 ) -> None:
-    "ValueError for a cohort without patients, for columns that differ, or for too few bits; TypeError for no cohort."
+    "ValueError for no patients, for columns that differ, or for too few bits; TypeError for no cohort."
     for c in cohorts:
         if not isinstance(c, Cohort): raise TypeError(f"expected a Cohort, got {type(c).__name__}")
         if not len(c): raise ValueError("cannot compare a cohort without patients")
         if c.shape[1] != cohorts[0].shape[1]:
-            raise ValueError(f"the cohorts must have the same columns, got {cohorts[0].shape[1]} and {c.shape[1]}")
+            raise ValueError(f"cohorts must have equal columns, got {cohorts[0].shape[1]} and {c.shape[1]}")
         for one, other in zip(cohorts[0].columns, c.columns):
             ours, theirs = ((x.name, x.kind, tuple(x.values)) for x in (one, other))
-            if ours != theirs: raise ValueError(f"the cohorts must have the same columns, got {ours} and {theirs}")
+            if ours != theirs: raise ValueError(f"cohorts must have equal columns, got {ours} and {theirs}")
     have = len(cohorts[0].bit_names)
     if have < bits: raise ValueError(f"this metric needs at least {bits} bit columns, got {have}")
 
-# %% ../nbs/13_fidelity.ipynb #249dc2d6
+# %% ../nbs/13_fidelity.ipynb #98c8a6af
 def prevalence(
     cohort: Cohort, # n patients with b bit columns
     block: int = 4096, # patients unpacked at a time
 ) -> np.ndarray: # `[b]`, float64
     "The share of patients that have each bit."
-    count = sum(cohort.bits(slice(i, i + block)).sum(0, dtype=torch.int64) for i in range(0, len(cohort), block))
+    count = sum(cohort.bits(slice(i, i + block)).sum(0, dtype=torch.int64)
+                for i in range(0, len(cohort), block))
     return (count.double() / len(cohort)).numpy()
 
 # %% ../nbs/13_fidelity.ipynb #463f6026
@@ -135,7 +136,7 @@ def correlation(
     R[s == 0], R[:, s == 0] = 0, 0
     return R.fill_diagonal_(1)
 
-# %% ../nbs/13_fidelity.ipynb #fea2616a
+# %% ../nbs/13_fidelity.ipynb #3e46fddd
 def correlation_distance(
     real: Cohort, synthetic: Cohort, # with the same columns
     which: np.ndarray | None = None, # a mask of the bits to compare `[b]`; None compares all
@@ -144,7 +145,8 @@ def correlation_distance(
     check_cohorts(real, synthetic, bits=2)
     gap = correlation(real) - correlation(synthetic)
     if which is not None:
-        if np.shape(which) != (len(gap),): raise ValueError(f"which must mask {len(gap)} bits, got shape {np.shape(which)}")
+        if np.shape(which) != (len(gap),):
+            raise ValueError(f"which must mask {len(gap)} bits, got shape {np.shape(which)}")
         gap = gap[torch.as_tensor(which)][:, torch.as_tensor(which)]
     return float(torch.linalg.norm(gap))
 
@@ -177,7 +179,7 @@ def numpy_rng(
     device = "cpu" if generator is None else generator.device
     return np.random.default_rng(torch.randint(2**62, (), generator=generator, device=device).item())
 
-# %% ../nbs/13_fidelity.ipynb #3fb83a31
+# %% ../nbs/13_fidelity.ipynb #79919522
 def log_cluster(
     real: Cohort, synthetic: Cohort, # with the same columns
     clusters: int = 3, # K of k-means
@@ -186,55 +188,57 @@ def log_cluster(
 ) -> float: # at most 0; minus infinity where every cluster is mixed exactly
     "How evenly real and synthetic patients share the clusters of both (eq-cluster); sizes may differ."
     check_cohorts(real, synthetic, bits=2)
-    if not 1 <= clusters <= len(real) + len(synthetic): raise ValueError(f"clusters must be 1 to the number of patients, got {clusters}")
+    if not 1 <= clusters <= len(real) + len(synthetic):
+        raise ValueError(f"clusters must be 1 to the number of patients, got {clusters}")
     X = torch.cat([real.bits(), synthetic.bits()]).float().numpy()
     is_real = np.arange(len(X)) < len(real)
     k = np.zeros(len(X), int)
     if np.ptp(X, 0).any():
         seed = int(numpy_rng(generator).integers(2**31))
-        X = need("sklearn.decomposition", "health").PCA(variance, svd_solver="covariance_eigh").fit_transform(X)
+        PCA = need("sklearn.decomposition", "health").PCA
+        X = PCA(variance, svd_solver="covariance_eigh").fit_transform(X)
         clusters = min(clusters, len(np.unique(X, axis=0)))
         k = need("sklearn.cluster", "health").KMeans(clusters, n_init=4, random_state=seed).fit_predict(X)
     share = np.bincount(k[is_real], minlength=k.max() + 1) / np.bincount(k)
     square = ((share - is_real.mean())**2).mean()
     return float(np.log2(square)) if square > 0 else -math.inf
 
-# %% ../nbs/13_fidelity.ipynb #de73d00e
-def features(
+# %% ../nbs/13_fidelity.ipynb #aef908cc
+def cell_features(
     cohort: Cohort, # n patients, k columns of any kind
-): # `[n, k]`: a sparse float32 array if all columns are complete bits, otherwise float64 with NaN where missing
+): # `[n, k]`: sparse float32 if all columns are complete bits, otherwise float64 with NaN where missing
     "The columns as numbers for a classifier."
     if any(c.kind != "bit" or c.missing for c in cohort.columns): return cohort.values()
     sparse = need("scipy.sparse", "health")
     return sparse.vstack([sparse.csr_array(cohort.bits(slice(i, i + 4096)).numpy().astype(np.float32))
                           for i in range(0, len(cohort), 4096)], format="csr")
 
-# %% ../nbs/13_fidelity.ipynb #cc8ca8b1
+# %% ../nbs/13_fidelity.ipynb #ae45de2e
 def task(
     cohort: Cohort, # any columns
     outcome: str, # name of a bit, or of a category with two values
-    X=None, # the cohort's `features`, if they are at hand
+    X=None, # the cohort's `cell_features`, if they are at hand
 ) -> tuple: # features of the other columns `[n, ...]`; labels `[n]` in {0, 1}
     "What to predict from, and the outcome; ValueError if it is no such column."
     j = next((j for j, c in enumerate(cohort.columns) if c.name == outcome), None)
     if j is None: raise ValueError(f"outcome must be one of the cohort's columns, got {outcome!r}")
     column = cohort.columns[j]
     if column.kind != "bit" and not (column.kind == "category" and len(column.values) == 2):
-        raise ValueError(f"outcome must be a bit or a category with two values, {outcome!r} is a {column.kind}")
-    X, y = features(cohort) if X is None else X, cohort.values(names=[outcome])[:, 0]
+        raise ValueError(f"outcome must be a bit or have two values, but {outcome!r} is a {column.kind}")
+    X, y = cell_features(cohort) if X is None else X, cohort.values(names=[outcome])[:, 0]
     rows = ~np.isnan(y)
     if isinstance(X, np.ndarray): return np.delete(X, j, 1)[rows], y[rows].astype(int)
     X = X.copy()
     X.data[X.indices == j] = 0
     return X, y.astype(int)
 
-# %% ../nbs/13_fidelity.ipynb #8c022a58
+# %% ../nbs/13_fidelity.ipynb #b49b9706
 def classifier(
     cohort: Cohort, # its columns decide
     outcome: str, # the column to predict
     generator: torch.Generator | None = None, # seeds the trees
 ): # an unfitted scikit-learn classifier
-    "Logistic regression if all columns are complete bits, otherwise boosted trees that know categories and gaps."
+    "Logistic regression if all columns are complete bits, else boosted trees, which take gaps."
     if all(c.kind == "bit" and not c.missing for c in cohort.columns):
         return need("sklearn.linear_model", "health").LogisticRegression(max_iter=1000)
     kinds = [c.kind == "category" and len(c.values) < 256 for c in cohort.columns if c.name != outcome]
@@ -242,16 +246,17 @@ def classifier(
     Trees = need("sklearn.ensemble", "health").HistGradientBoostingClassifier
     return Trees(max_iter=50, max_leaf_nodes=8, categorical_features=kinds, random_state=seed)
 
-# %% ../nbs/13_fidelity.ipynb #2fd7189a
+# %% ../nbs/13_fidelity.ipynb #48872725
 def auroc_of(
     model, # an unfitted scikit-learn classifier
     X, y: np.ndarray, # features and labels to train on
     Xt, yt: np.ndarray, # features and labels to test on
 ) -> float: # in [0, 1]
     "Fit, score, and the probability that an ill patient's score is above a well one's."
-    return float(need("sklearn.metrics", "health").roc_auc_score(yt, model.fit(X, y).predict_proba(Xt)[:, 1]))
+    score = model.fit(X, y).predict_proba(Xt)[:, 1]
+    return float(need("sklearn.metrics", "health").roc_auc_score(yt, score))
 
-# %% ../nbs/13_fidelity.ipynb #f8b77737
+# %% ../nbs/13_fidelity.ipynb #a2954949
 def transfer_auroc(
     fitted_on: Cohort, # patients to train on
     tested_on: Cohort, # other patients to test on
@@ -259,16 +264,18 @@ def transfer_auroc(
     model=None, # a scikit-learn classifier, copied before fitting; by default `classifier` chooses
     generator: torch.Generator | None = None, # seeds the default classifier
 ) -> float: # in [0, 1]; one half is no better than chance
-    "AUROC of a classifier trained on one cohort and tested on another (eq-tstr); ValueError where either has one class."
+    "AUROC of a classifier from one cohort on another (eq-tstr); ValueError where either has one class."
     check_cohorts(fitted_on, tested_on)
     (X, y), (Xt, yt) = (task(c, outcome) for c in (fitted_on, tested_on))
     for name, labels in (("fitted_on", y), ("tested_on", yt)):
         if len(np.unique(labels)) < 2:
-            raise ValueError(f"{name} must have patients with and without {outcome!r}, got {labels.sum()} of {len(labels)}")
+            raise ValueError(f"{name} must have patients with and without {outcome!r}, "
+                             f"got {labels.sum()} of {len(labels)}")
     copy = need("sklearn.base", "health").clone
-    return auroc_of(classifier(fitted_on, outcome, generator) if model is None else copy(model), X, y, Xt, yt)
+    model = classifier(fitted_on, outcome, generator) if model is None else copy(model)
+    return auroc_of(model, X, y, Xt, yt)
 
-# %% ../nbs/13_fidelity.ipynb #64385ffb
+# %% ../nbs/13_fidelity.ipynb #e013df29
 def transfer_table(
     train: Cohort, test: Cohort, synthetic: Cohort, # R, T and S, with the same columns
     outcome: str, # name of the column to predict
@@ -276,7 +283,7 @@ def transfer_table(
     rows: int = 10_000, # patients of each cohort at most; each is cut to the smallest
     generator: torch.Generator | None = None, # of the choice of patients
 ): # a DataFrame with columns trained, tested, auroc
-    "TRTR, TSTR, TRTS and TSTS (eq-tstr) with equal numbers of patients; TSTS trains and tests on disjoint halves."
+    "TRTR, TSTR, TRTS and TSTS (eq-tstr) with equal numbers of patients; TSTS takes two disjoint halves."
     check_cohorts(train, test, synthetic)
     rng, n = numpy_rng(generator), min(len(train), len(test), len(synthetic), rows)
     R, T, S = (c[rng.permutation(len(c))[:n]] for c in (train, test, synthetic))
@@ -285,15 +292,15 @@ def transfer_table(
     table = [(*key, transfer_auroc(*cohorts, outcome, model, generator)) for key, cohorts in pairs.items()]
     return need("pandas", "health").DataFrame(table, columns=["trained", "tested", "auroc"])
 
-# %% ../nbs/13_fidelity.ipynb #91e05782
+# %% ../nbs/13_fidelity.ipynb #5539b291
 def code_auroc(
     fitted_on: Cohort, tested_on: Cohort, # with the same columns
     names: list, # the codes to predict, each from all other columns
     generator: torch.Generator | None = None, # seeds the default classifier
 ) -> np.ndarray: # `[len(names)]`; NaN where the test has one class only
-    "AUROC of each code's prediction; one half where the training cohort has one class, for then a model says the same of all."
+    "AUROC of each code's prediction; one half where training shows one class only: all get the same score."
     check_cohorts(fitted_on, tested_on)
-    score, tables = [], [features(c) for c in (fitted_on, tested_on)]
+    score, tables = [], [cell_features(c) for c in (fitted_on, tested_on)]
     for name in names:
         (X, y), (Xt, yt) = (task(c, name, table) for c, table in zip((fitted_on, tested_on), tables))
         if len(np.unique(yt)) < 2: score.append(math.nan)
@@ -310,14 +317,14 @@ def frequent_codes(
     order = np.argsort(-prevalence(cohort), kind="stable")[:codes]
     return [cohort.bit_names[j] for j in order]
 
-# %% ../nbs/13_fidelity.ipynb #01c6c034
+# %% ../nbs/13_fidelity.ipynb #6f79de19
 def dimension_wise_prediction(
     train: Cohort, synthetic: Cohort, test: Cohort, # with the same columns
     codes: int | list = 20, # how many of the most frequent codes of train, or which
     rows: int = 10_000, # patients of each cohort at most; training cohorts are cut to equal size
     generator: torch.Generator | None = None, # of the choice of patients
 ): # a DataFrame with columns code, prevalence, real, synthetic
-    "AUROC of every code, predicted by models trained on real and on synthetic patients, tested on the same real ones."
+    "AUROC of every code for models trained on real and on synthetic patients, both tested on real ones."
     check_cohorts(train, synthetic, test, bits=2)
     names = frequent_codes(train, codes) if isinstance(codes, int) else list(codes)
     rng, n = numpy_rng(generator), min(len(train), len(synthetic), rows)
@@ -344,9 +351,9 @@ def ks_complement(
     F = [np.searchsorted(c, x, side="right") / len(c) for c in (a, b)]
     return float(1 - np.abs(F[0] - F[1]).max())
 
-# %% ../nbs/13_fidelity.ipynb #9363c35e
+# %% ../nbs/13_fidelity.ipynb #2674a4e1
 def tv_complement(
-    a: np.ndarray, b: np.ndarray, # cells of a column `[n]`, NaN where missing; or rows of cells `[n, 2]` without NaN
+    a: np.ndarray, b: np.ndarray, # cells of a column `[n]`, NaN where missing; or rows `[n, 2]` without NaN
 ) -> float: # in [0, 1], ideally 1; NaN where nothing is observed
     "One minus the total variation of the observed values, or pairs of values (eq-shape)."
     if a.ndim == 1: a, b = observed(a), observed(b)
@@ -369,9 +376,9 @@ def column_shapes(
         table.append((column.name, column.kind, score(a, b), missing))
     return need("pandas", "health").DataFrame(table, columns=["column", "kind", "shape", "missing"])
 
-# %% ../nbs/13_fidelity.ipynb #5a345736
+# %% ../nbs/13_fidelity.ipynb #23702131
 def correlation_similarity(
-    a: np.ndarray, b: np.ndarray, # two columns of the real and of the synthetic cohort `[n, 2]`, NaN where missing
+    a: np.ndarray, b: np.ndarray, # two columns of the real and the synthetic cohort `[n, 2]`, or NaN
 ) -> float: # in [0, 1], ideally 1
     "$1 - |r_R - r_S| / 2$ over the patients with both cells; where one cell is constant r is 0."
     r = [pearson(*c.T) if len(c) else 0. for c in (x[~np.isnan(x).any(1)] for x in (a, b))]
@@ -387,9 +394,9 @@ def bin_edges(
     edges[[0, -1]] = -np.inf, np.inf
     return edges
 
-# %% ../nbs/13_fidelity.ipynb #04bed512
+# %% ../nbs/13_fidelity.ipynb #0801d16f
 def contingency_similarity(
-    a: np.ndarray, b: np.ndarray, # two columns of the real and of the synthetic cohort `[n, 2]`, NaN where missing
+    a: np.ndarray, b: np.ndarray, # two columns of the real and the synthetic cohort `[n, 2]`, or NaN
     numbers: tuple = (False, False), # which of the two must be cut into bins
 ) -> float: # in [0, 1], ideally 1
     "One minus the total variation between the combinations of two labels; missing is a label."
@@ -399,13 +406,13 @@ def contingency_similarity(
         for x in (a, b): x[:, j] = np.where(np.isnan(x[:, j]), np.nan, np.digitize(x[:, j], edges))
     return tv_complement(*(np.where(np.isnan(x), -1., x) for x in (a, b)))
 
-# %% ../nbs/13_fidelity.ipynb #17389126
+# %% ../nbs/13_fidelity.ipynb #e5b2ec6b
 def column_pairs(
     real: Cohort, synthetic: Cohort, # with the same columns
     pairs: int = 300, # at most so many; where there are more, as many drawn at random
     generator: torch.Generator | None = None, # of that draw
 ): # a DataFrame with columns first, second, score, similarity
-    "The similarity of pairs of columns: correlations of numbers, combinations of labels, bins where the two are mixed."
+    "The similarity of pairs of columns: correlations of numbers, combinations of labels, bins where mixed."
     check_cohorts(real, synthetic)
     chosen = np.stack(np.triu_indices(len(real.columns), 1), 1)
     if not len(chosen): raise ValueError("column pairs need at least two columns")
@@ -454,7 +461,7 @@ def orthant(
         total += w * torch.exp((h * k * r - (h**2 + k**2) / 2) / (1 - r**2))
     return torch.special.ndtr(-h) * torch.special.ndtr(-k) + theta * total / (4 * math.pi)
 
-# %% ../nbs/13_fidelity.ipynb #a706832d
+# %% ../nbs/13_fidelity.ipynb #5288717f
 def tetrachoric(
     N: Tensor, # $n_{ij}$ from `cooccurrence` `[b, b]`
     n: int, # of how many patients
@@ -462,7 +469,7 @@ def tetrachoric(
     steps: int = 11, # of bisection, to 0.001
     block: int = 256, # rows at a time
 ) -> Tensor: # `[b, b]` in [-0.95, 0.95], 1 on the diagonal
-    "The latent correlations under which bits would meet as often as they do, rare pairs shrunk to the usual one."
+    "The latent correlations under which bits meet as often as they do, rare pairs shrunk to the usual one."
     p = N.diagonal() / n
     h = torch.special.ndtri(1 - p.clamp(.5 / n, 1 - .5 / n))
     R = torch.empty_like(N)
@@ -478,11 +485,11 @@ def tetrachoric(
         R[i:i + block] = ((low + high) / 2).sin()
     return R.fill_diagonal_(1)
 
-# %% ../nbs/13_fidelity.ipynb #1aa8d6f4
+# %% ../nbs/13_fidelity.ipynb #af3a4f55
 def bit_correlation(
     cohort: Cohort, # n patients with bit columns
 ) -> Tensor: # `[b, b]`, 1 on the diagonal
-    "`tetrachoric`; usual is the mean over pairs of frequent bits that chance alone would show in 5 patients or more."
+    "`tetrachoric`; the usual one is the mean over pairs that chance would show in 5 patients."
     N, n = cooccurrence(cohort), len(cohort)
     top = N.diagonal().argsort(descending=True)[:300]
     count = N.diagonal()[top]
@@ -490,22 +497,22 @@ def bit_correlation(
     usual = tetrachoric(N[top][:, top], n)[seen].mean().item() if seen.any() else 0.
     return tetrachoric(N, n, usual)
 
-# %% ../nbs/13_fidelity.ipynb #547c928c
+# %% ../nbs/13_fidelity.ipynb #094247e7
 def normal_scores(
     cells: np.ndarray, # a column `[n]`, NaN where missing
 ) -> np.ndarray: # `[n]`
-    "What each cell says of its latent normal: the mean of a standard normal between the cell's ranks; missing ranks lowest."
+    "The mean of a standard normal between the ranks of each cell's level; missing ranks lowest."
     ndtri = lambda x: torch.special.ndtri(torch.as_tensor(x)).numpy()
     _, k, count = np.unique(np.nan_to_num(cells, nan=-np.inf), return_inverse=True, return_counts=True)
     edges = ndtri(np.append(0, count.cumsum()) / len(cells))
     φ = np.exp(-edges**2 / 2) / math.sqrt(2 * math.pi)
     return (-np.diff(φ) * len(cells) / count)[k]
 
-# %% ../nbs/13_fidelity.ipynb #2400e014
+# %% ../nbs/13_fidelity.ipynb #32de6a37
 def latent_correlation(
     cohort: Cohort, # n patients, any kinds of column
 ) -> Tensor: # `[column, column]`, positive definite, 1 on the diagonal
-    "Correlations of the copula's normals: `tetrachoric` for complete bits, by scores otherwise; eigenvalues clipped."
+    "Correlations of the copula's normals: `tetrachoric` for complete bits, else by scores; made definite."
     complete = torch.tensor([c.kind == "bit" and not c.missing for c in cohort.columns])
     R = torch.eye(len(complete), dtype=torch.float64)
     if not complete.all():
@@ -521,17 +528,18 @@ def latent_correlation(
     d = R.diagonal().sqrt()
     return R / torch.outer(d, d)
 
-# %% ../nbs/13_fidelity.ipynb #cb4f6e4f
+# %% ../nbs/13_fidelity.ipynb #42e6900f
 def gaussian_copula(
     cohort: Cohort, # to learn from; any kinds, with gaps
     n: int, # patients to draw
     generator: torch.Generator | None = None, # source of randomness
     block: int = 8192, # patients drawn at a time
 ) -> Cohort: # n patients with the same columns
-    "Correlated normals, each read off as a cell of its column: right marginals, and pairs that are nearly right."
+    "Correlated normals, each read off as a cell of its column: right marginals, and pairs nearly right."
     check_cohorts(cohort)
     if n < 1: raise ValueError(f"n must be at least 1, got {n}")
-    L, p = torch.linalg.cholesky(latent_correlation(cohort)).float(), dict(zip(cohort.bit_names, prevalence(cohort)))
+    L = torch.linalg.cholesky(latent_correlation(cohort)).float()
+    p, N = dict(zip(cohort.bit_names, prevalence(cohort))), len(cohort)
     ranked = {c.name: np.sort(np.nan_to_num(cohort.values(names=[c.name])[:, 0], nan=-np.inf))
               for c in cohort.columns if c.kind != "bit" or c.missing}
     rng, parts = torch.Generator().manual_seed(int(numpy_rng(generator).integers(2**62))), []
@@ -539,7 +547,7 @@ def gaussian_copula(
         Z = torch.randn(min(block, n - i), len(L), generator=rng) @ L.T
         V = torch.special.ndtr(Z.double()).numpy()
         for j, c in enumerate(cohort.columns):
-            V[:, j] = (ranked[c.name][(V[:, j] * len(cohort)).astype(int).clip(max=len(cohort) - 1)] if c.name in ranked
+            V[:, j] = (ranked[c.name][(V[:, j] * N).astype(int).clip(max=N - 1)] if c.name in ranked
                        else V[:, j] > 1 - p[c.name])
         V[np.isinf(V)] = np.nan
         parts.append(Cohort.from_values(cohort.columns, V, np.arange(i, i + len(V))))
@@ -552,22 +560,6 @@ class Spread(NamedTuple):
     low: float
     high: float
 
-# %% ../nbs/13_fidelity.ipynb #7939a2dc
-def floor_spread(
-    metric: Callable, # metric(a, b) of two cohorts
-    real: Cohort, # all real patients, at least 2 n
-    n: int, # patients of each of the two
-    draws: int, # how many random pairs of disjoint sets, at least 2
-    rng: np.random.Generator, # of the draws
-) -> Spread: # the mean over the draws, and an interval for one more draw
-    "Real against real (eq-floor): where a perfect synthetic cohort of n patients would be with probability 0.95."
-    if len(real) < 2 * n: raise ValueError(f"a floor of {n} patients needs {2 * n} real ones, got {len(real)}")
-    values = []
-    for _ in range(draws):
-        i = rng.permutation(len(real))[:2 * n]
-        values.append(metric(real[np.sort(i[:n])], real[np.sort(i[n:])]))
-    return spread(np.array(values), np.nanmean(values), math.sqrt(1 + 1 / draws))
-
 # %% ../nbs/13_fidelity.ipynb #38d56f32
 def spread(
     draws: np.ndarray, # values of a metric; NaN are left out
@@ -579,6 +571,25 @@ def spread(
     if len(s) < 2 or not np.isfinite(s).all(): return Spread(float(centre), math.nan, math.nan)
     t = need("scipy.stats", "health").t.ppf(.975, len(s) - 1) * widen * s.std(ddof=1)
     return Spread(float(centre), float(centre - t), float(centre + t))
+
+# %% ../nbs/13_fidelity.ipynb #a2b987f2
+def floor_spread(
+    metric: Callable, # metric(a, b) of two cohorts
+    real: Cohort, # all real patients, at least 2 n
+    n: int, # patients of each of the two
+    draws: int, # how many random pairs of disjoint sets, at least 2
+    rng: np.random.Generator, # of the draws
+    contrast: bool = True, # whether the metric compares; False widens, for one that describes
+) -> Spread: # the mean over the draws, and an interval for one more cohort
+    "Real against real (eq-floor): where a perfect cohort of n patients would be with probability 0.95."
+    if len(real) < 2 * n:
+        raise ValueError(f"a floor of {n} patients needs {2 * n} real ones, got {len(real)}")
+    values, share = [], n / len(real)
+    for _ in range(draws):
+        i = rng.permutation(len(real))[:2 * n]
+        values.append(metric(real[np.sort(i[:n])], real[np.sort(i[n:])]))
+    shared = 1 if contrast else math.sqrt((1 + share) / (1 - share))
+    return spread(np.array(values), np.nanmean(values), shared * math.sqrt(1 + 1 / draws))
 
 # %% ../nbs/13_fidelity.ipynb #c9d378c9
 def half_spread(
@@ -594,7 +605,11 @@ def half_spread(
         values.append(metric(a, b))
     return spread(np.array(values), metric(synthetic, real))
 
-# %% ../nbs/13_fidelity.ipynb #aab727e0
+# %% ../nbs/13_fidelity.ipynb #33aaadca
+BANDS = {"below 0.1%": (0., .001), "0.1% to 1%": (.001, .01),
+         "1% to 10%": (.01, .1), "above 10%": (.1, 1.01)}
+
+# %% ../nbs/13_fidelity.ipynb #1d89e3dc
 class Metric(NamedTuple):
     "A row of the report: how to measure, and how to read it."
     measure: Callable           # measure(synthetic, real)
@@ -602,11 +617,9 @@ class Metric(NamedTuple):
     low: float = 0.             # bounds of the value
     high: float = 1.
     costly: bool = False        # fits models: fewer draws
+    contrast: bool = True       # compares two cohorts, see `floor_spread`
 
-# %% ../nbs/13_fidelity.ipynb #56a2e864
-BANDS = {"below 0.1%": (0., .001), "0.1% to 1%": (.001, .01), "1% to 10%": (.01, .1), "above 10%": (.1, 1.01)}
-
-# %% ../nbs/13_fidelity.ipynb #ea51606a
+# %% ../nbs/13_fidelity.ipynb #614823c0
 def bit_metrics(
     real: Cohort, # all real patients: cuts the bands and chooses the codes
     codes: int = 20, # how many of the most frequent codes to predict
@@ -623,15 +636,19 @@ def bit_metrics(
         if p[(low <= p) & (p < high)].sum() > 0:
             table[f"band_ratio {band}"] = Metric(swap(band_ratio, low, high, p), 1., 0., math.inf)
     D, often = len(p), p >= .01
-    if often.sum() > 1: table["correlation_distance above 1%"] = Metric(swap(correlation_distance, often), 0., 0., math.inf)
+    if often.sum() > 1:
+        table["correlation_distance above 1%"] = Metric(swap(correlation_distance, often), 0., 0., math.inf)
+    count = lambda s, t: float(nonzero_columns(s))
+    auroc = lambda s, t: float(np.nanmean(code_auroc(s, t, names, generator)))
     return table | dict(
-        nonzero_columns=Metric(lambda s, t: float(nonzero_columns(s)), float((p > 0).sum()), 0., float(D)),
+        nonzero_columns=Metric(count, float(D), 0., float(D), contrast=False),
         correlation_distance=Metric(swap(correlation_distance), 0., 0., math.inf),
         abundance_distance=Metric(swap(abundance_distance), 0.),
-        log_cluster=Metric(swap(log_cluster, clusters, generator=generator), -math.inf, -math.inf, 0., True),
-        code_auroc=Metric(lambda s, t: float(np.nanmean(code_auroc(s, t, names, generator))), 1., costly=True))
+        log_cluster=Metric(swap(log_cluster, clusters, generator=generator), -math.inf, -math.inf, 0.,
+                           costly=True),
+        code_auroc=Metric(auroc, 1., costly=True, contrast=False))
 
-# %% ../nbs/13_fidelity.ipynb #8099c45d
+# %% ../nbs/13_fidelity.ipynb #73c56496
 def table_metrics(
     real: Cohort, # all real patients
     outcome: str | None = None, # column to predict
@@ -645,14 +662,15 @@ def table_metrics(
         same = lambda: torch.Generator().manual_seed(seed)                  # the same pairs every time
         table = dict(column_shape=Metric(lambda s, t: column_shapes(t, s)["shape"].mean(), 1.),
                      missing_difference=Metric(lambda s, t: column_shapes(t, s)["missing"].mean(), 0.),
-                     column_pair=Metric(lambda s, t: column_pairs(t, s, pairs, same())["similarity"].mean(), 1., costly=True))
+                     column_pair=Metric(lambda s, t: column_pairs(t, s, pairs, same()).similarity.mean(),
+                                        1., costly=True))
     if outcome is not None:
         score = lambda a, b: float(code_auroc(a, b, [outcome], generator)[0])
-        table["tstr_auroc"] = Metric(score, 1., costly=True)
-        table["trts_auroc"] = Metric(lambda s, t: score(t, s), 1., costly=True)
+        table["tstr_auroc"] = Metric(score, 1., costly=True, contrast=False)
+        table["trts_auroc"] = Metric(lambda s, t: score(t, s), 1., costly=True, contrast=False)
     return table
 
-# %% ../nbs/13_fidelity.ipynb #869f53bc
+# %% ../nbs/13_fidelity.ipynb #70bf0707
 def report_row(
     name: str, row: Metric, # what to measure
     synthetic: Cohort, test: Cohort, alone: Cohort, # n patients each; alone are independent columns
@@ -662,28 +680,29 @@ def report_row(
 ) -> dict: # a row of the table
     "One metric with its interval, its floor and its baseline."
     figure = half_spread(row.measure, synthetic, test, draws, rng)
-    floor = floor_spread(row.measure, real, len(test), draws, rng)
-    figure, floor = ((s.value, *np.clip(s[1:], row.low, row.high)) for s in (figure, floor))
+    floor = floor_spread(row.measure, real, len(test), draws, rng, row.contrast)
+    figure, floor = ((s.value, *np.clip(s[1:], row.low, row.high).tolist()) for s in (figure, floor))
     near, far = min(floor[1], row.ideal), max(floor[2], row.ideal)
-    return dict(metric=name, value=figure[0], low=figure[1], high=figure[2], floor=floor[0], floor_low=floor[1],
-                floor_high=floor[2], baseline=row.measure(alone, test), ideal=row.ideal,
-                within=bool(near <= figure[0] <= far), patients=len(test), draws=draws)
+    names = "value", "low", "high", "floor", "floor_low", "floor_high"
+    return dict(metric=name, **dict(zip(names, figure + floor)), baseline=row.measure(alone, test),
+                ideal=row.ideal, within=bool(near <= figure[0] <= far), patients=len(test), draws=draws)
 
-# %% ../nbs/13_fidelity.ipynb #bc321602
+# %% ../nbs/13_fidelity.ipynb #a8b77fb4
 def check_report(
     train: Cohort, test: Cohort, synthetic: Cohort, # with the same columns
     outcome: str | None, draws: int, costly_draws: int, # as in `fidelity_report`
 ) -> int: # the number of bit columns
     "ValueError for cohorts that cannot be reported on, before any work."
     check_cohorts(train, test, synthetic)
-    if min(draws, costly_draws) < 2: raise ValueError(f"draws must be at least 2, got {draws} and {costly_draws}")
+    if min(draws, costly_draws) < 2:
+        raise ValueError(f"draws must be at least 2, got {draws} and {costly_draws}")
     for name, cohort in (("train", train), ("test", test), ("synthetic", synthetic)):
         if len(cohort) < 20: raise ValueError(f"{name} must have at least 20 patients, got {len(cohort)}")
         if outcome is not None and name != "synthetic" and len(np.unique(task(cohort, outcome)[1])) < 2:
             raise ValueError(f"{name} must have patients with and without {outcome!r}")
     return len(train.bit_names)
 
-# %% ../nbs/13_fidelity.ipynb #59643c98
+# %% ../nbs/13_fidelity.ipynb #33e59660
 def fidelity_report(
     train: Cohort, test: Cohort, synthetic: Cohort, # learned from, held out, and to be judged
     *,
@@ -692,11 +711,12 @@ def fidelity_report(
     draws: int = 20, # for intervals and floors
     costly_draws: int = 5, # the same, for metrics that fit models
     rows: int = 10_000, # patients of each cohort at most
-    codes: int = 20, pairs: int = 300, clusters: int = 3, # caps of code_auroc and column_pair; K of log_cluster
+    codes: int = 20, pairs: int = 300, # caps of code_auroc and column_pair
+    clusters: int = 3, # K of log_cluster
     generator: torch.Generator | None = None, # source of all randomness
     progress: bool = False, # show a bar
 ): # a DataFrame, one metric a row
-    "Every metric, synthetic against held-out patients, beside floor, baseline and interval; settings in `.attrs`."
+    "Every metric, synthetic against held-out, beside floor, baseline and interval; settings in `.attrs`."
     known = check_report(train, test, synthetic, outcome, draws, costly_draws)
     rng, real = numpy_rng(generator), Cohort.concat([train, test])
     n = min(len(train), len(test), len(synthetic), rows)
@@ -710,6 +730,7 @@ def fidelity_report(
     lines = [report_row(name, row, S, T, alone, real, costly_draws if row.costly else draws, rng)
              for name, row in tqdm(chosen.items(), disable=not progress)]
     report = need("pandas", "health").DataFrame(lines)
-    report.attrs = dict(train=len(train), test=len(test), synthetic=len(synthetic), columns=len(real.columns), patients=n,
-                        bits=known, rows=rows, codes=codes, pairs=pairs, clusters=clusters, outcome=outcome)
+    report.attrs = dict(train=len(train), test=len(test), synthetic=len(synthetic), patients=n, bits=known,
+                        columns=len(real.columns), rows=rows, codes=codes, pairs=pairs, clusters=clusters,
+                        outcome=outcome)
     return report
