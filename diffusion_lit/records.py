@@ -953,12 +953,12 @@ def tilt(
     parts = [tilt_block(chance, slots, w_g, w_h, e) for e in evidence.double().split(rows)]
     return tuple(torch.cat(part) for part in zip(*parts))
 
-# %% ../nbs/11_records.ipynb #7ea2971a
+# %% ../nbs/11_records.ipynb #d68a570a
 def bit_evidence(
     z: Tensor, # noisy bits `[batch, column]`
     sigma, # noise level, a number or `[batch]`
 ) -> Tensor: # log-odds `[batch, column]`, of the type of z
-    "What a noisy value says of its bit, $(z - 1/2)/\\sigma^2$ (eq-evidence)."
+    "What a noisy value says of its bit, $(z - 1/2)/\\sigma^2$ (eq-bit-evidence)."
     return ((z - .5) / expand(sigma, z)**2).nan_to_num(0., math.inf, -math.inf)
 
 # %% ../nbs/11_records.ipynb #bdc2dcf9
@@ -988,7 +988,7 @@ def check_loadings(
         raise ValueError("clusters must be whole numbers 0, 1, ... without a gap")
     return t, a, b
 
-# %% ../nbs/11_records.ipynb #df7c8a4b
+# %% ../nbs/11_records.ipynb #1444ad6b
 class BifactorLaw:
     "Bits that share one severity, and in each cluster one factor more; every answer it gives is exact."
 
@@ -1035,7 +1035,7 @@ class BifactorLaw:
         z: Tensor, # noisy bits `[batch, column]`
         sigma, # noise level, a number or `[batch]`
     ) -> Tensor: # $E[x_0 | z]$ `[batch, column]`
-        "The exact denoiser, `posterior` with the evidence of (eq-evidence)."
+        "The exact denoiser, `posterior` with the evidence of (eq-bit-evidence)."
         return self.posterior(bit_evidence(z, sigma))
 
     def conditional(
