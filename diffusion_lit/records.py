@@ -221,16 +221,17 @@ def store(
     planes = [torch.from_numpy(np.packbits(plane, axis=0).T.copy()) for plane in (bits, gaps)]
     return *planes, numbers
 
-# %% ../nbs/11_records.ipynb #62bb4bda
+# %% ../nbs/11_records.ipynb #f6a87073
 def which(
     rows, # a slice, indices, a mask or one number; a list, an array or a tensor; None takes all
     n: int, # of how many
 ) -> np.ndarray: # whole numbers
     "The chosen rows; IndexError where there is no such row."
     rows = slice(None) if rows is None else rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-    return np.ascontiguousarray(np.arange(n)[rows if isinstance(rows, slice) or np.size(rows) else slice(0)])
+    rows = rows if isinstance(rows, slice) or np.size(rows) else slice(0)
+    return np.ascontiguousarray(np.arange(n)[rows])
 
-# %% ../nbs/11_records.ipynb #6494996b
+# %% ../nbs/11_records.ipynb #2688573e
 class Records:
     "Patients by columns in memory: a bit is a bit, a hole in one is another, all else is a float64."
 
@@ -253,7 +254,7 @@ class Records:
 
     def __len__(self): return len(self.packed)
 
-    def __repr__(self): return f"{type(self).__name__}: {len(self):,} patients by {len(self.columns):,} columns"
+    def __repr__(self): return f"{type(self).__name__}: {len(self)} patients by {len(self.columns)} columns"
 
     @property
     def shape(self) -> tuple[int, int]: # patients, columns
