@@ -448,10 +448,10 @@ def independent_marginals(
         parts.append(Cohort.from_values(cohort.columns, V, np.arange(i, i + k)))
     return Cohort.concat(parts)
 
-# %% ../nbs/13_fidelity.ipynb #da604e70
+# %% ../nbs/13_fidelity.ipynb #f5031acc
 def orthant(
     h: Tensor, k: Tensor, # thresholds, any shape, finite
-    theta: Tensor, # $\\arcsin\\rho$, same shape
+    theta: Tensor, # $\arcsin\rho$, same shape
     nodes: int = 10, # of the Gauss-Legendre rule
 ) -> Tensor: # same shape
     "The chance that two standard normals of correlation sin θ exceed h and k (eq-orthant)."
