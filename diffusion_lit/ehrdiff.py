@@ -6,8 +6,8 @@
 __all__ = ['published_net', 'Parameterisation', 'parameterisation', 'round_bits', 'evidence', 'Layout', 'own_answer',
            'estimate_of', 'see', 'RecordDenoiser', 'record_loss', 'draw_known', 'draw_row', 'Bins', 'quantile_bins',
            'to_score', 'from_score', 'Code', 'encode_values', 'decode_rows', 'CodedRows', 'base_rates', 'build_model',
-           'known_row', 'guided', 'walk', 'EHRDiff', 'take_label', 'column_bins', 'fit_records', 'start_model',
-           'head_options', 'sample_records', 'read_condition', 'finish', 'save_records', 'load_records', 'Privacy',
+           'known_row', 'guided', 'walk', 'EHRDiff', 'take_label', 'column_bins', 'head_options', 'start_model',
+           'fit_records', 'read_condition', 'finish', 'sample_records', 'save_records', 'load_records', 'Privacy',
            'spent', 'noise_for', 'noisy_rates', 'Draws', 'poisson_draw', 'private_options']
 
 # %% ../nbs/12_ehrdiff.ipynb #8ae8bf42
@@ -133,16 +133,18 @@ def see(
     σ = torch.where(known.isfinite(), 1e-3, torch.where(known.isinf(), math.inf, σ))
     return torch.where(known.isfinite(), known, z), σ.expand_as(z)
 
-# %% ../nbs/12_ehrdiff.ipynb #6581333d
+# %% ../nbs/12_ehrdiff.ipynb #05b2eb48
 class RecordDenoiser(nn.Module):
     "The exact posterior of each column given itself, and a network for what the others say about it."
     def __init__(self,
         net: MLP, # of as many columns as a row has elements; its context are the numbers' precisions
         layout: Layout, # what the elements are
         mean: Tensor, # expected row without evidence: prevalences, shares of levels, 0 for numbers `[element]`
+        trust: Tensor | None = None, # factors of what the network says, from 0 to 1 `[element]`; None is 1
     ):
         super().__init__()
         (b, g, n), self.net, self.layout, self.noise = layout.parts(mean), net, layout, Noise()
+        self.register_buffer("trust", torch.ones_like(mean) if trust is None else trust)
         self.register_buffer("mean", mean)
         self.register_buffer("base", torch.cat([b.logit(), g.log(), n]))
         p = torch.cat([b, g])
@@ -157,7 +159,7 @@ class RecordDenoiser(nn.Module):
         context = dict(context=precision) if self.layout.numbers else {}
         F = self.net(self.scale * (estimate_of(own, self.layout) - self.mean),
                      level.log().reshape(level.shape[:1]) / 4, **context)
-        b, g, n = self.layout.parts(F)
+        b, g, n = self.layout.parts(self.trust * F)
         return own + torch.cat([b, g, n * (1 - precision).sqrt()], -1), σ
 
     def forward(self,
@@ -363,7 +365,7 @@ def base_rates(
     sizes = torch.tensor([k for k in layout.groups for _ in range(k)])
     return torch.cat([(b + .5) / (len(rows) + 1), (g + .5) / (len(rows) + sizes / 2), 0 * n]).float()
 
-# %% ../nbs/12_ehrdiff.ipynb #b8beb599
+# %% ../nbs/12_ehrdiff.ipynb #b2f7cc82
 def build_model(
     head: str, # "bernoulli", or a parameterisation of the paper
     code: Code, # of the table
@@ -371,11 +373,14 @@ def build_model(
     hidden: Sequence[int], # widths of the network
     sigma_data: float = .14, # of the published heads
     classes: int = 0, # labels of the published heads, 0 for none
+    pool: float = 0., # k of the exact head's trust (eq-trust), over the number of patients
 ) -> Denoiser | RecordDenoiser: # untrained
     "The denoiser of a head; a published one starts from the same prevalences, which is kind to it."
     layout, columns = code.layout, len(mean)
     if head == "bernoulli":
-        return RecordDenoiser(MLP(columns, tuple(hidden), context=layout.numbers), layout, mean)
+        b, g, n = layout.parts(mean)
+        trust = torch.cat([b / (b + pool), g / (g + pool), n + 1])
+        return RecordDenoiser(MLP(columns, tuple(hidden), context=layout.numbers), layout, mean, trust)
     row, net = parameterisation(head, sigma_data), published_net(columns, hidden, classes=classes)
     c_out = row.precondition(torch.tensor(1.))[1]
     if head in ("edm", "x0"):                                           # where F must say x0 when the noise is strong
@@ -412,7 +417,7 @@ def guided(
     unseen = torch.where((~known.isnan()).any(0, keepdim=True), math.inf, math.nan)
     return Guided(lambda z, sigma, known=unseen: model(z, sigma, known), weight)
 
-# %% ../nbs/12_ehrdiff.ipynb #86eb466d
+# %% ../nbs/12_ehrdiff.ipynb #b0df8b31
 def walk(
     model: Denoiser | RecordDenoiser, # trained
     z: Tensor, # standard normal numbers `[n, element]`
@@ -421,9 +426,10 @@ def walk(
     label: Tensor | None = None, # of a published head with labels `[n]`
     guidance: float = 1., # see `guided`
 ) -> Tensor: # expected rows at the last level `[n, element]`
-    "From noise to records: from 10 to 0.15 around the mean, or as published from 80 to 0.02 around zero."
+    "From noise to records: from 8 to 0.25 around the mean (0.1 with numbers), or as published from 80 to 0.02 around 0."
     if isinstance(model, RecordDenoiser):
-        sigmas, condition = log_sigmas(steps, .15, 10.), {} if known is None else dict(known=known.expand(len(z), -1))
+        sigmas = log_sigmas(steps, .1 if model.layout.numbers else .25, 8.)
+        condition = {} if known is None else dict(known=known.expand(len(z), -1))
         z = model.mean + sigmas[0] * z
         denoiser = model if guidance == 1 or known is None else guided(model, known, guidance)
         return sample(denoiser, z.float(), sigmas, solver="heun", condition=condition)
@@ -432,7 +438,7 @@ def walk(
     denoiser = model if guidance == 1 or label is None else Guided(model, guidance)
     return sample(denoiser, 80 * z, sigmas, solver="heun", condition=condition, correct=correct or None, keep_noise=False)
 
-# %% ../nbs/12_ehrdiff.ipynb #dcced37c
+# %% ../nbs/12_ehrdiff.ipynb #e854e680
 class EHRDiff:
     "Synthetic patients: `EHRDiff().fit(cohort).sample(n)`; `.model`, `.code` and `.history` once fitted."
     def __init__(self,
@@ -440,13 +446,16 @@ class EHRDiff:
         *,
         hidden: Sequence[int] = (1024, 384, 384, 384, 1024), # widths of the network
         conditional: float = .25, # share of the training rows in which columns are given
+        pool: float = 30., # patients who have a code for which the network's word counts half (eq-trust)
         sigma_data: float = .14, # of the published heads
         label: str | None = None, # published heads: a bit or category that is given to the network as a label
     ):
         if head != "bernoulli": parameterisation(head, sigma_data)      # refuses a bad one
         elif label: raise ValueError("label is for the published heads; this one takes any column as a condition")
-        if not 0 <= conditional <= 1: raise ValueError(f"conditional must be in [0, 1], got {conditional}")
-        self.settings = dict(head=head, hidden=list(hidden), conditional=conditional, sigma_data=sigma_data, label=label)
+        if not (0 <= conditional <= 1 and 0 <= pool < math.inf):
+            raise ValueError(f"0 <= conditional <= 1 and pool >= 0 expected, got {conditional} and {pool}")
+        self.settings = dict(head=head, hidden=list(hidden), conditional=conditional, pool=pool,
+                             sigma_data=sigma_data, label=label)
         self.model = self.code = self.history = None
 
     def fit(self, cohort: Cohort, **options) -> "EHRDiff": # itself
@@ -495,6 +504,40 @@ def column_bins(
         else: bins[c.name] = quantile_bins(v[~np.isnan(v)])
     return bins
 
+# %% ../nbs/12_ehrdiff.ipynb #62cd751f
+def head_options(
+    settings: dict, # of an `EHRDiff`
+    layout: Layout, # what the elements of a row are
+    levels: Callable | None = None, # quantile function of the noise levels; None is the head's own
+) -> dict: # for `fit`
+    "Noise levels and loss of a head."
+    if settings["head"] == "bernoulli":
+        def loss(model, x0, sigma, ε):
+            known = draw_known(x0, layout, settings["conditional"]) if settings["conditional"] else None
+            return record_loss(model, x0, sigma, ε, known)
+        return dict(levels=levels or lognormal(-.7, .9), loss=loss)
+    row = parameterisation(settings["head"], settings["sigma_data"])
+    def weighted(model, x0, sigma, ε, **condition):
+        return denoising_loss(model, x0, sigma, ε, row.weight, **condition)
+    return dict(levels=levels or row.levels, loss=weighted)
+
+# %% ../nbs/12_ehrdiff.ipynb #cf0bfce4
+def start_model(
+    ehr: EHRDiff, # settings and code
+    rows: CodedRows, # training rows
+    labels: Tensor | None, # codes of the label `[n]`
+    seed: int, # of the network's first weights
+    privacy: "Privacy | None" = None, # whose prevalences are noisy
+) -> Denoiser | RecordDenoiser: # untrained
+    "The model before training, and the shares of its labels."
+    s, layout = ehr.settings, ehr.code.layout
+    mean = noisy_rates(privacy, rows, layout, seed) if privacy else base_rates(rows, layout)
+    k = len(ehr.label.values) if ehr.label else 0
+    ehr.shares = None if labels is None else (labels.bincount(minlength=k) / len(labels)).tolist()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build_model(s["head"], ehr.code, mean, s["hidden"], s["sigma_data"], k, s["pool"] / len(rows))
+
 # %% ../nbs/12_ehrdiff.ipynb #84903513
 def fit_records(
     ehr: EHRDiff, # what learns
@@ -531,70 +574,6 @@ def fit_records(
     ehr.model, ehr.history = averaged.model, None if privacy else history
     return ehr
 
-# %% ../nbs/12_ehrdiff.ipynb #3df2a926
-def start_model(
-    ehr: EHRDiff, # settings and code
-    rows: CodedRows, # training rows
-    labels: Tensor | None, # codes of the label `[n]`
-    seed: int, # of the network's first weights
-    privacy: "Privacy | None" = None, # whose prevalences are noisy
-) -> Denoiser | RecordDenoiser: # untrained
-    "The model before training, and the shares of its labels."
-    s, layout = ehr.settings, ehr.code.layout
-    mean = noisy_rates(privacy, rows, layout, seed) if privacy else base_rates(rows, layout)
-    k = len(ehr.label.values) if ehr.label else 0
-    ehr.shares = None if labels is None else (labels.bincount(minlength=k) / len(labels)).tolist()
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return build_model(s["head"], ehr.code, mean, s["hidden"], s["sigma_data"], k)
-
-# %% ../nbs/12_ehrdiff.ipynb #62cd751f
-def head_options(
-    settings: dict, # of an `EHRDiff`
-    layout: Layout, # what the elements of a row are
-    levels: Callable | None = None, # quantile function of the noise levels; None is the head's own
-) -> dict: # for `fit`
-    "Noise levels and loss of a head."
-    if settings["head"] == "bernoulli":
-        def loss(model, x0, sigma, ε):
-            known = draw_known(x0, layout, settings["conditional"]) if settings["conditional"] else None
-            return record_loss(model, x0, sigma, ε, known)
-        return dict(levels=levels or lognormal(-.7, .9), loss=loss)
-    row = parameterisation(settings["head"], settings["sigma_data"])
-    def weighted(model, x0, sigma, ε, **condition):
-        return denoising_loss(model, x0, sigma, ε, row.weight, **condition)
-    return dict(levels=levels or row.levels, loss=weighted)
-
-# %% ../nbs/12_ehrdiff.ipynb #fab9af52
-@torch.no_grad()
-def sample_records(
-    ehr: EHRDiff, # fitted
-    n: int, # patients
-    *,
-    condition: Mapping | None = None, # column → value, or a value for each of the n patients; None in it is "missing"
-    guidance: float = 1., # 0 ignores the condition, 1 follows it, more exaggerates it
-    steps: int | None = None, # Heun steps; None is 6 (11 network calls), and 32 (63 calls) for the published heads
-    batch: int = 1024, # rows at a time; like the seed, it decides which patients are drawn
-    precision: torch.dtype | None = None, # e.g. torch.bfloat16, for the network's arithmetic
-    generator: torch.Generator | None = None, # source of randomness
-    progress: bool = False, # show a progress bar
-) -> Cohort: # n patients
-    "Draw patients, a batch at a time, in memory that does not grow but by the packed result; ValueError for bad input."
-    if ehr.model is None: raise ValueError("nothing is fitted yet: call fit(cohort) or EHRDiff.load(path) first")
-    if n < 1 or batch < 1 or steps is not None and steps < 1: raise ValueError(f"n, batch, steps >= 1 expected, got {n}, {batch}, {steps}")
-    seed = torch.randint(2**62, (), generator=generator).item()
-    known, labels = read_condition(ehr, condition or {}, n, torch.Generator().manual_seed(seed))
-    device, parts = next(ehr.model.parameters()).device, []
-    cut = lambda t, rows: t if t is None or len(t) == 1 else t[rows]
-    for i in tqdm(range(0, n, batch), disable=not progress):
-        rows, g = slice(i, min(i + batch, n)), torch.Generator(device).manual_seed((seed + 1 + i) % 2**62)
-        z = torch.randn(rows.stop - i, len(ehr.code.layout.column), generator=g, device=device)
-        with torch.autocast(device.type, precision, precision is not None):
-            x0 = walk(ehr.model, z, steps or (6 if ehr.settings["head"] == "bernoulli" else 32),
-                      cut(known, rows), cut(labels, rows), guidance)
-        parts.append(finish(ehr, x0, cut(labels, rows), g))
-    return Cohort.concat(parts)
-
 # %% ../nbs/12_ehrdiff.ipynb #8db3f742
 def read_condition(
     ehr: EHRDiff, # fitted
@@ -629,6 +608,36 @@ def finish(
     columns, values = [*cohort.columns, ehr.label], np.c_[cohort.values(), labels.cpu().numpy()]
     order = [[c.name for c in columns].index(name) for name in ehr.order]
     return Cohort.from_values([columns[i] for i in order], values[:, order])
+
+# %% ../nbs/12_ehrdiff.ipynb #fab9af52
+@torch.no_grad()
+def sample_records(
+    ehr: EHRDiff, # fitted
+    n: int, # patients
+    *,
+    condition: Mapping | None = None, # column → value, or a value for each of the n patients; None in it is "missing"
+    guidance: float = 1., # 0 ignores the condition, 1 follows it, more exaggerates it
+    steps: int | None = None, # Heun steps; None is 6 (11 network calls), and 32 (63 calls) for the published heads
+    batch: int = 1024, # rows at a time; like the seed, it decides which patients are drawn
+    precision: torch.dtype | None = None, # e.g. torch.bfloat16, for the network's arithmetic
+    generator: torch.Generator | None = None, # source of randomness
+    progress: bool = False, # show a progress bar
+) -> Cohort: # n patients
+    "Draw patients, a batch at a time, in memory that does not grow but by the packed result; ValueError for bad input."
+    if ehr.model is None: raise ValueError("nothing is fitted yet: call fit(cohort) or EHRDiff.load(path) first")
+    if n < 1 or batch < 1 or steps is not None and steps < 1: raise ValueError(f"n, batch, steps >= 1 expected, got {n}, {batch}, {steps}")
+    seed = torch.randint(2**62, (), generator=generator).item()
+    known, labels = read_condition(ehr, condition or {}, n, torch.Generator().manual_seed(seed))
+    device, parts = next(ehr.model.parameters()).device, []
+    cut = lambda t, rows: t if t is None or len(t) == 1 else t[rows]
+    for i in tqdm(range(0, n, batch), disable=not progress):
+        rows, g = slice(i, min(i + batch, n)), torch.Generator(device).manual_seed((seed + 1 + i) % 2**62)
+        z = torch.randn(rows.stop - i, len(ehr.code.layout.column), generator=g, device=device)
+        with torch.autocast(device.type, precision, precision is not None):
+            x0 = walk(ehr.model, z, steps or (6 if ehr.settings["head"] == "bernoulli" else 32),
+                      cut(known, rows), cut(labels, rows), guidance)
+        parts.append(finish(ehr, x0, cut(labels, rows), g))
+    return Cohort.concat(parts)
 
 # %% ../nbs/12_ehrdiff.ipynb #9f6e105e
 def save_records(
@@ -717,7 +726,7 @@ def noisy_rates(
     b, g = p.split([layout.bits, sum(layout.groups)])
     return torch.cat([b, layout.each(lambda a: a / a.sum(), g), p.new_zeros(layout.numbers)]).float()
 
-# %% ../nbs/12_ehrdiff.ipynb #bfc06dd9
+# %% ../nbs/12_ehrdiff.ipynb #3ffaf7d3
 class Draws(nn.Module):
     "A network that takes the K draws of a patient as one, so that they count as one."
     def __init__(self,
@@ -730,7 +739,8 @@ class Draws(nn.Module):
     def forward(self, x, c_noise, **condition): # x `[batch K, element]` -> the same shape
         fold = lambda t: t.unflatten(0, (-1, self.draws))
         condition = {k: fold(t) for k, t in condition.items() if t is not None}
-        return self.net(fold(x), fold(c_noise), **condition).flatten(0, 1)
+        x = fold(x).detach().requires_grad_()                           # the hooks of Opacus look for a gradient
+        return self.net(x, fold(c_noise), **condition).flatten(0, 1)
 
 # %% ../nbs/12_ehrdiff.ipynb #7d393ff9
 def poisson_draw(

@@ -202,7 +202,7 @@ def closeness(
     "Membership by distance: minus the distance to the closest synthetic record."
     return -nearest(records, synthetic, like=like)[0][:, 0].numpy().astype(float)
 
-# %% ../nbs/14_privacy.ipynb #95c910fc
+# %% ../nbs/14_privacy.ipynb #5483f9f8
 def twins(
     records, # n records
     among, # m records
@@ -211,7 +211,7 @@ def twins(
     "How often each record occurs, to the last bit, in another cohort; two missing cells are equal."
     like = among if like is None else like
     def keys(t):
-        return [bits.tobytes() + rest.tobytes() for bits, rest in zip(t.packed.numpy(), t.numbers.numpy() + 0.)]
+        return [b.tobytes() + x.tobytes() for b, x in zip(t.packed.numpy(), t.numbers.numpy() + 0.)]
     count = Counter(keys(as_table(among, like)))
     return np.array([count[key] for key in keys(as_table(records, like))])
 
@@ -231,7 +231,7 @@ def self_test(
     passed = found["copy"] >= ceiling - .01 and abs(found["fresh"] - .5) <= bound
     return dict(copy=found["copy"], ceiling=ceiling, fresh=found["fresh"], bound=bound, passed=bool(passed))
 
-# %% ../nbs/14_privacy.ipynb #2882265c
+# %% ../nbs/14_privacy.ipynb #c28af87e
 def log_kernel(
     records, # n records
     cohort, # m records, whose density is wanted
@@ -239,7 +239,7 @@ def log_kernel(
     batch: int = 4096, # records in a block
     like: Cohort | None = None, # whose columns and ranges count
 ) -> Tensor: # `[n]`, float64
-    "Log density of a cohort of bits at some records (eq-kernel); up to a constant where there are numbers."
+    "Log density of a cohort of bits (eq-flip-kernel); up to a constant where there are numbers."
     if not 0 < flip < .5: raise ValueError(f"flip must be between 0 and 1/2, got {flip}")
     like = cohort if like is None else like
     A, B = as_table(records, like), as_table(cohort, like)
@@ -377,14 +377,14 @@ def draw_records(
     if n is not None and n < 1: raise ValueError(f"a number of records must be positive, got {n}")
     return cohort[torch.randperm(len(cohort), generator=generator)[:n]]
 
-# %% ../nbs/14_privacy.ipynb #cb7a68fa
+# %% ../nbs/14_privacy.ipynb #390ff115
 def privacy_loss(
     train: Cohort, test: Cohort, synthetic: Cohort, # members, others, the published cohort
     n: int | None = None, # records drawn of each; None takes as many as the smallest has
     level: float = .95, # of the intervals
     generator: torch.Generator | None = None, # who draws
 ) -> dict: # "train", "test" (their AA) and "loss", each with its interval
-    "AA of members and of others against a synthetic cohort, and their difference (eq-loss)."
+    "AA of members and of others against a synthetic cohort, and their difference (eq-privacy-loss)."
     most = min(map(len, (train, test, synthetic)))
     n = most if n is None else n
     if not 2 <= n <= most: raise ValueError(f"n must be 2 to {most}, got {n}")
@@ -480,7 +480,7 @@ def neighbour_rows(
             finding("copies, share equal to a member", share(twin > 0)),
             finding("copies, share equal to just one member", share(twin == 1))]
 
-# %% ../nbs/14_privacy.ipynb #e183fd7c
+# %% ../nbs/14_privacy.ipynb #f92a242f
 def privacy_report(
     train: Cohort, # the members
     test: Cohort, # other real patients
@@ -494,7 +494,11 @@ def privacy_report(
     level: float = .99, # of the intervals
     generator: torch.Generator | None = None, # who draws
 ): # a DataFrame: metric, value, low, high, floor and its interval, baseline, ideal, alarm
-    "All attacks on a cohort, beside fresh real records (floor) and independent columns (baseline)."
+    """All attacks on a cohort, beside fresh real records (floor) and independent columns (baseline).
+
+    An alarm: the interval lies above the ideal. Nine rows have one, so at level 0.99 a cohort without a leak
+    raises an alarm in at most one report of twenty, about. `.attrs` holds the settings. ValueError where a
+    cohort has fewer than 20 records, or other columns."""
     pd = need("pandas", "health")
     for name, cohort in dict(train=train, test=test, synthetic=synthetic).items():
         if len(cohort) < 20: raise ValueError(f"{name} needs at least 20 records, got {len(cohort)}")
@@ -511,29 +515,31 @@ def privacy_report(
     report["baseline"] = measure(rest, independent_marginals(train, len(fresh), generator)).value
     copies = report.metric == "copies, share equal to just one member"
     report["alarm"] |= copies & (report.low > report.floor_high)
+    report.attrs = dict(train=len(train), test=len(test), synthetic=len(synthetic), fresh=len(fresh),
+                        known=known, k=k, cap=cap, most=most, level=level)
     return report
 
-# %% ../nbs/14_privacy.ipynb #da9ac4e8
+# %% ../nbs/14_privacy.ipynb #7932b11f
 def dp_bound(
     fpr, # false-positive rates, 0 to 1
     epsilon: float, # ε of the promise, not negative
     delta: float = 0., # δ of the promise, 0 to 1
 ): # the largest true-positive rates that any attack can have
-    "What differential privacy leaves to every membership attack (eq-bound)."
+    "What differential privacy leaves to every membership attack (eq-promise-bound)."
     if not (epsilon >= 0 and 0 <= delta <= 1): raise ValueError(f"epsilon must not be negative and delta "
         f"0 to 1, got {epsilon} and {delta}")
     x = np.asarray(fpr, float)
     bound = np.minimum(math.exp(epsilon) * x + delta, 1 - math.exp(-epsilon) * (1 - delta - x)).clip(0, 1)
     return bound if x.ndim else float(bound)
 
-# %% ../nbs/14_privacy.ipynb #8fbabe8d
+# %% ../nbs/14_privacy.ipynb #8ce075d5
 def epsilon_floor(
     members, # scores of members, in random order
     others, # scores of others, in random order
     delta: float = 0., # δ of the promise
     level: float = .95, # confidence that the promise has no smaller ε
 ) -> float: # the least ε that is compatible with these scores
-    "Lower confidence bound of ε from an attack: threshold from one half, rates from the other (eq-bound)."
+    "Lower confidence bound of ε from an attack, threshold and rates from two halves (eq-promise-bound)."
     beta = need("scipy.stats", "health").beta
     s, r = scores_of(members, others)
     if min(len(s), len(r)) < 4: raise ValueError(f"four scores of each expected, got {len(s)} and {len(r)}")
