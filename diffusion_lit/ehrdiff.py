@@ -668,15 +668,19 @@ def load_records(
     ehr.model.eval()
     return ehr
 
-# %% ../nbs/12_ehrdiff.ipynb #1506823a
+# %% ../nbs/12_ehrdiff.ipynb #cfd35121
 class Privacy(NamedTuple):
     "A promise: training on one patient more or less changes no probability by more than a factor exp(ε), but for δ."
     epsilon: float # ε, positive
     delta: float = 1e-5 # δ, below one over the number of patients
     max_norm: float = 1. # longest gradient of a patient
     draws: int = 4 # K, noise draws of a patient in a step, averaged before the gradient is cut
-    rates_noise: float = 10. # noise multiplier of the prevalences
-    rates_norm: float = 8. # longest record that counts in full in the prevalences: the root of its number of codes
+    rates_norm: float = 5. # longest record that counts in full in the prevalences: the root of its number of codes
+
+    @property
+    def rates_noise(self) -> float: # noise multiplier of the prevalences
+        "So much that the prevalences take somewhat less than half of ε."
+        return max(10 / self.epsilon, 2.)
 
 # %% ../nbs/12_ehrdiff.ipynb #84bc71c9
 def spent(
@@ -693,7 +697,7 @@ def spent(
         warnings.simplefilter("ignore")                                 # on the order of the bound that was best
         return accountant.get_epsilon(delta)
 
-# %% ../nbs/12_ehrdiff.ipynb #8693c42a
+# %% ../nbs/12_ehrdiff.ipynb #2f78c6b1
 def noise_for(
     privacy: Privacy, # the promise
     q: float, # share of the patients in a step
@@ -702,31 +706,31 @@ def noise_for(
     "The least noise that keeps a promise, to a thousandth; ValueError where none does."
     excess = lambda m: spent(m, q, steps, privacy.delta, privacy.rates_noise) - privacy.epsilon
     low, high = .2, 1000.
-    if excess(high) > 0: raise ValueError(f"the prevalences alone spend more than epsilon = {privacy.epsilon}: "
-                                          f"raise rates_noise = {privacy.rates_noise}")
+    if excess(high) > 0: raise ValueError(f"no noise keeps epsilon = {privacy.epsilon} with delta = {privacy.delta}")
     while high - low > 1e-3 * low:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high
 
-# %% ../nbs/12_ehrdiff.ipynb #222ca815
+# %% ../nbs/12_ehrdiff.ipynb #13091a5e
 def noisy_rates(
     privacy: Privacy, # how much noise
     rows: CodedRows, # training rows
     layout: Layout, # what the elements are
     seed: int, # of the noise; keep it secret
 ) -> Tensor: # `[element]`
-    "Prevalences from counts of records cut to a norm, with Gaussian noise; never below 1 in 1000."
+    "Prevalences from noisy counts of records cut to a norm; codes that are lost in the noise share their total."
     n, total, S = len(rows), 0, privacy.rates_norm
     for i in range(0, n, 4096):
         x = torch.cat(layout.parts(rows[i:i + 4096])[:2], 1)
         total = total + (x * (S / x.norm(dim=1, keepdim=True).clamp(min=S))).double().sum(0).cpu()
     noise = torch.randn(total.shape, generator=torch.Generator().manual_seed(seed ^ 0xA5A5), dtype=total.dtype)
-    p = ((total + S * privacy.rates_noise * noise) / n).clamp(1e-3, 1 - 1e-3)
+    p, lost = (total + S * privacy.rates_noise * noise) / n, 2 * S * privacy.rates_noise / n
+    p = torch.where(p < lost, p[p < lost].mean(), p).clamp(1 / n, 1 - 1 / n)
     b, g = p.split([layout.bits, sum(layout.groups)])
     return torch.cat([b, layout.each(lambda a: a / a.sum(), g), p.new_zeros(layout.numbers)]).float()
 
-# %% ../nbs/12_ehrdiff.ipynb #3ffaf7d3
+# %% ../nbs/12_ehrdiff.ipynb #bfc06dd9
 class Draws(nn.Module):
     "A network that takes the K draws of a patient as one, so that they count as one."
     def __init__(self,
@@ -739,8 +743,7 @@ class Draws(nn.Module):
     def forward(self, x, c_noise, **condition): # x `[batch K, element]` -> the same shape
         fold = lambda t: t.unflatten(0, (-1, self.draws))
         condition = {k: fold(t) for k, t in condition.items() if t is not None}
-        x = fold(x).detach().requires_grad_()                           # the hooks of Opacus look for a gradient
-        return self.net(x, fold(c_noise), **condition).flatten(0, 1)
+        return self.net(fold(x), fold(c_noise), **condition).flatten(0, 1)
 
 # %% ../nbs/12_ehrdiff.ipynb #7d393ff9
 def poisson_draw(
@@ -759,7 +762,7 @@ def poisson_draw(
         return rows.repeat_interleave(draws), u, ε, rand()
     return poisson
 
-# %% ../nbs/12_ehrdiff.ipynb #585f1ffd
+# %% ../nbs/12_ehrdiff.ipynb #afb6dc41
 def private_options(
     privacy: Privacy, # the promise
     model: Denoiser | RecordDenoiser, # its network is wrapped in place
@@ -771,6 +774,7 @@ def private_options(
         raise ValueError(f"epsilon > 0, 0 < delta < 1/{n}, max_norm > 0, draws >= 1 expected, got {privacy}")
     if not 32 <= batch <= n: raise ValueError(f"batch must be from 32 to the {n} patients, got {batch}")
     noise, generator = noise_for(privacy, batch / n, steps), torch.Generator(next(model.parameters()).device)
+    warnings.filterwarnings("ignore", "Full backward hook is firing")    # which is what the hooks of Opacus do
     per_patient = need("opacus", "health").GradSampleModule(model.net, loss_reduction="mean")
     model.net = Draws(per_patient, privacy.draws)
     def optimizer(parameters, lr, weight_decay):
