@@ -31,7 +31,7 @@ from .sampler import karras_sigmas, log_sigmas, sample
 from .sde import Noise, VP
 from .training import EMA, draw, fit, read_tensors, restore, save
 
-# %% ../nbs/12_ehrdiff.ipynb #38f76fde
+# %% ../nbs/12_ehrdiff.ipynb #39dcf4f7
 def published_net(
     columns: int, # D
     hidden: Sequence[int] = (1024, 384, 384, 384, 1024), # widths between
@@ -39,7 +39,7 @@ def published_net(
     classes: int = 0, # labels, 0 for none
 ) -> MLP: # with the defaults of `torch.nn.Linear` in its last layer too
     "The network of EHRDiff for tables of bits (Yuan et al. 2024, and their program)."
-    waves = TimeEmbedding(frequencies(columns // 2, shift=1), "sin cos")
+    waves = TimeEmbedding(frequencies(max(columns // 2, 2), shift=1), "sin cos")
     net = MLP(columns, tuple(hidden), waves, size, classes, activation=nn.ReLU, activate_input=True)
     net.layers[-1].out.reset_parameters()
     return net
@@ -387,7 +387,7 @@ def build_model(
         with torch.no_grad(): net.layers[-1].out.bias.copy_(mean / c_out)
     return Denoiser(net, row.precondition)
 
-# %% ../nbs/12_ehrdiff.ipynb #f885a16b
+# %% ../nbs/12_ehrdiff.ipynb #303a6ed8
 def known_row(
     code: Code, # of the table
     condition: Mapping, # column → value, or a value for each patient
@@ -403,8 +403,13 @@ def known_row(
     values = {}
     for name, v in condition.items():
         if listed[name] and len(v) != n: raise ValueError(f"column {name!r} needs {n} values, got {len(v)}")
-        series = pd.Series(list(v) if listed[name] else [v] * size, dtype=object, name=name)
-        values[name] = encode(series, columns[name])
+        c, cells = columns[name], list(v) if listed[name] else [v] * size
+        number = c.kind in ("count", "number")
+        try: values[name] = encode(pd.Series(cells, dtype=float if number else object, name=name), c)
+        except (TypeError, ValueError) as e: raise ValueError(f"column {name!r} cannot be given as {v!r}: {e}") from None
+        low, high = (code.bins[name].low[0], code.bins[name].high[-1]) if number else (-math.inf, math.inf)
+        if np.nanmin([low, *values[name]]) < low or np.nanmax([high, *values[name]]) > high:
+            raise ValueError(f"column {name!r} goes from {low:g} to {high:g}, got {v!r}")
     return encode_values(code, values, torch.rand(size, len(code.numbers), generator=generator).numpy())
 
 # %% ../nbs/12_ehrdiff.ipynb #27d8a3d6
@@ -417,7 +422,7 @@ def guided(
     unseen = torch.where((~known.isnan()).any(0, keepdim=True), math.inf, math.nan)
     return Guided(lambda z, sigma, known=unseen: model(z, sigma, known), weight)
 
-# %% ../nbs/12_ehrdiff.ipynb #b0df8b31
+# %% ../nbs/12_ehrdiff.ipynb #60606faf
 def walk(
     model: Denoiser | RecordDenoiser, # trained
     z: Tensor, # standard normal numbers `[n, element]`
@@ -432,7 +437,8 @@ def walk(
         condition = {} if known is None else dict(known=known.expand(len(z), -1))
         z = model.mean + sigmas[0] * z
         denoiser = model if guidance == 1 or known is None else guided(model, known, guidance)
-        return sample(denoiser, z.float(), sigmas, solver="heun", condition=condition)
+        x0 = sample(denoiser, z.float(), sigmas, solver="heun", condition=condition)
+        return x0 if known is None else torch.where(known.isnan(), x0, known)
     sigmas, condition = karras_sigmas(steps, .02, 80.), {} if label is None else dict(label=label)
     correct = known is not None and (lambda x0, z, σ: torch.where(known.isnan(), x0, known))
     denoiser = model if guidance == 1 or label is None else Guided(model, guidance)

@@ -15,8 +15,9 @@ BLOCKS = [(name, code) for name in ("README.md", "nbs/index.md") for code in re.
 def test_a_taste_runs(name, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diffusion_lit, "load_checkpoint", lambda path: diffusion_lit.UNet(3, outputs=6, width=8), raising=False)
-    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)")
-    names = dict(images=torch.randn(20, 1, 8, 8) / 2)
+    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("fit(train,", "fit(train, steps=2," if "steps" not in code else "fit(train,").replace("10_000", "100").replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)")
+    names = dict(images=torch.randn(20, 1, 8, 8) / 2, table=diffusion_lit.simulate_cohort(400, 12, density=.2)[0].to_frame())
     exec(compile(smaller, name, "exec"), names)
+    if "EHRDiff" in code: assert len(names["synthetic"]) in (100, 300); return
     made = names.get("digits", names.get("new"))
     assert made.isfinite().all() and len(made) in (10, 16)
