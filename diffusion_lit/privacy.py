@@ -286,7 +286,7 @@ def leaky(
     copies.scatter_(1, where, 1 - copies.gather(1, where))
     return Cohort.from_matrix(torch.cat([copies, fresh.bits(slice(k, None))]), train.names)
 
-# %% ../nbs/14_privacy.ipynb #b14ed791
+# %% ../nbs/14_privacy.ipynb #a837974b
 def known_columns(
     cohort: Cohort, # in which columns are counted
     known: int | float | Sequence[str], # how many are known, or which share of them, or which
@@ -297,7 +297,8 @@ def known_columns(
         if lost: raise ValueError(f"known names {lost[0]!r}, which is no column")
         chosen, n = list(known), len(set(known))
     else:
-        n = round(known * cohort.shape[1]) if isinstance(known, float) else known
+        n = known
+        if isinstance(known, float): n = max(1, round(known * cohort.shape[1])) if known > 0 else 0
         counts = sum(cohort.bits(slice(i, i + 4096)).sum(0) for i in range(0, len(cohort), 4096))
         count = dict(zip(cohort.bit_names, counts.tolist()))
         chosen = sorted(cohort.names, key=lambda name: -count.get(name, math.inf))[:max(n, 0)]

@@ -88,7 +88,7 @@ def speeds(): record("privacy", "speed", speed, packages=("torch", "numpy", "sci
 
 
 def dp():
-    for seed in range(3):
+    for seed in range(5):
         for epsilon in (10., None, 1., 3.):
             record("privacy", f"dp, epsilon {epsilon or 'none'}, seed {seed}", private, packages=("torch", "opacus"), columns=96, density=.05, patients=8000,
                    epsilon=epsilon, delta=1e-5, hidden=[64], steps=200 if epsilon else 1000, batch=512, draws=2, lr=.004 if epsilon else .002, seed=seed)
