@@ -481,7 +481,7 @@ def neighbour_rows(
             finding("copies, share equal to a member", share(twin > 0)),
             finding("copies, share equal to just one member", share(twin == 1))]
 
-# %% ../nbs/14_privacy.ipynb #f92a242f
+# %% ../nbs/14_privacy.ipynb #a1430f8e
 def privacy_report(
     train: Cohort, # the members
     test: Cohort, # other real patients
@@ -497,7 +497,7 @@ def privacy_report(
 ): # a DataFrame: metric, value, low, high, floor and its interval, baseline, ideal, alarm
     """All attacks on a cohort, beside fresh real records (floor) and independent columns (baseline).
 
-    An alarm: the interval lies above the ideal. Nine rows have one, so at level 0.99 a cohort without a leak
+    An alarm: the interval lies above the ideal. Nine rows have one, so at level 0.99 a cohort without leaks
     raises an alarm in at most one report of twenty, about. `.attrs` holds the settings. ValueError where a
     cohort has fewer than 20 records, or other columns."""
     pd = need("pandas", "health")
