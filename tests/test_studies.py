@@ -104,7 +104,7 @@ def test_sampling_made_small():
     small = full_size.against_published(40, 40, [16], 1, 1)
     assert small["ratio"]["published, 63 calls"]["wall"] == 1
     for stored in cells("full_size_sampling").values():
-        assert stored["result"]["ratio"].keys() == small["ratio"].keys() and stored["result"]["ratio"]["exact, 11 calls"]["cpu"] > 5
+        assert set(stored["result"]["ratio"]) <= set(small["ratio"]) and stored["result"]["ratio"]["exact, 11 calls"]["cpu"] > 5
 
 
 def test_batches_made_small():
