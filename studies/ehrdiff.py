@@ -1,6 +1,6 @@
 """Synthetic records, method against method: EHRDiff as published, the exact head, simple baselines and peers. Run: python studies/ehrdiff.py [PART[:HEAD] ...]
 
-Parts (all of them if none is named): main, baselines, small, peers, table, wide, curve. Cells are (cohort, method, seed); each seed has a simulated law, a cohort and a training
+Parts (all of them if none is named): main, baselines, small, peers, table, wide, curve, calls. Cells are (cohort, method, seed); each seed has a simulated law, a cohort and a training
 of its own. A cell holds rows of `fidelity_report`, synthetic against held-out patients: [value, low, high, floor, floor_low, floor_high], where the floor is real against
 real. Fewer patients are judged than were learned from (4,000 of 20,000; 326 of 1,303), because the floor does not hold the training cohort's own noise: with as
 many judged as learned from, even a perfect learner would stand outside. Cells also hold seconds of the processor on one thread, and network calls. The two heads have the same widths, steps, batch and optimiser; the published one is given the output
@@ -173,6 +173,12 @@ def curve_part(heads=("published", "exact")):
             head_cells("ehrdiff_curve", f"512, {steps} steps", SIM512, head, [0], hidden=[256, 256], steps=steps, batch=256, lr=.002, samplers=[6] if head == "exact" else [32], n=4652)
 
 
+def calls_part(heads=("exact",)):
+    "How few calls will do: 3, 4, 5 and 6 Heun steps of one training."
+    for head in heads:
+        head_cells("ehrdiff_calls", "512", SIM512, head, SEEDS, hidden=[256, 256], steps=3000, batch=256, lr=.002, samplers=[3, 4, 5, 6], n=4652)
+
+
 def baselines_part():
     "No network."
     for seed in SEEDS:
@@ -182,7 +188,7 @@ def baselines_part():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parts = dict(main=main_part, baselines=baselines_part, small=small_part, peers=peers_part, table=table_part, wide=wide_part, curve=curve_part)
+    parts = dict(main=main_part, baselines=baselines_part, small=small_part, peers=peers_part, table=table_part, wide=wide_part, curve=curve_part, calls=calls_part)
     for part in sys.argv[1:] or parts:                                # e.g. main, or main:published
         name, _, heads = part.partition(":")
         parts[name](*([heads.split(",")] if heads else []))

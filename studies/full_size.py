@@ -84,6 +84,8 @@ def against_published(patients, columns, hidden, rounds, threads, batch=1024):
     theirs = Denoiser(published_net(columns, hidden), edm(.14)).eval()
     run = {"published, 63 calls": lambda: published_sampler(theirs, torch.randn(patients, columns, generator=generator(1))),
            "exact, 11 calls": lambda: ours.sample(patients, batch=batch, generator=generator(1)),
+           "exact, 9 calls": lambda: ours.sample(patients, steps=5, batch=batch, generator=generator(1)),
+           "exact, 7 calls": lambda: ours.sample(patients, steps=4, batch=batch, generator=generator(1)),
            "exact, 11 calls, bf16 network": lambda: ours.sample(patients, batch=batch, precision=torch.bfloat16, generator=generator(1))}
     run["exact, 11 calls"]()                                              # not counted: buffers and threads begin
     times = {name: [] for name in run}
