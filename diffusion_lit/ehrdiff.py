@@ -51,14 +51,14 @@ class Parameterisation(NamedTuple):
     levels: Callable # quantile function of the noise levels in training
     weight: Callable | None = None # of the loss, a function of σ; None is 1 / c_out²
 
-# %% ../nbs/12_ehrdiff.ipynb #3133d19b
+# %% ../nbs/12_ehrdiff.ipynb #1f23b50b
 def parameterisation(
     head: str, # "edm", "ve", "vp", "v" or "x0" (the naive one)
     sigma_data: float = .14, # of "edm", and of the naive one's weight
 ) -> Parameterisation: # frame, noise levels, weight
     "The five parameterisations that EHRDiff compares; ValueError for another name."
     weight = lambda σ: σ**-2 + sigma_data**-2
-    angle = lambda u: (math.pi / 2 * (.0127 + (.992 - .0127) * u)).tan()                     # from 0.02 to 80
+    angle = lambda u: (math.pi / 2 * (.0127 + (.992 - .0127) * u)).tan()  # from 0.02 to 80
     naive = lambda σ: (0 * σ, 0 * σ + 1, 0 * σ + 1, σ)
     table = dict(edm=lambda: Parameterisation(edm(sigma_data), lognormal()),
                  ve=lambda: Parameterisation(ve(), log_uniform(.02, 80.)),
@@ -202,7 +202,7 @@ def draw_known(
     told, hidden = (which[:, list(layout.column)] for which in (told, hidden))
     return torch.where(hidden, math.inf, torch.where(told, x0, math.nan))
 
-# %% ../nbs/12_ehrdiff.ipynb #d35eb21e
+# %% ../nbs/12_ehrdiff.ipynb #4f30e2d6
 def draw_row(
     x0: Tensor, # expected rows, as the sampler ends with `[batch, element]`
     layout: Layout, # what the elements are
@@ -211,7 +211,7 @@ def draw_row(
     "Draw bits and levels from their probabilities (eq-draw-bits)."
     b, g, n = layout.parts(x0)
     rand = lambda x: torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    def level(p):                                                       # the first whose cumulated share exceeds u
+    def level(p):  # the first whose cumulated share exceeds u
         c = p.clamp(min=0).cumsum(-1)
         k = (c <= rand(c[:, -1:]) * c[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
         return F.one_hot(k, p.shape[-1]).to(p)
@@ -238,7 +238,7 @@ def quantile_bins(
     ends = np.append(starts[1:], len(values))
     return Bins(values[starts], values[ends - 1], ends / len(values))
 
-# %% ../nbs/12_ehrdiff.ipynb #9db298f6
+# %% ../nbs/12_ehrdiff.ipynb #a7e12a3c
 def to_score(
     values: np.ndarray, # numbers, none missing
     bins: Bins, # of their distribution
@@ -250,7 +250,7 @@ def to_score(
     inside = (values - bins.low[k]) / np.where(wide, bins.high - bins.low, 1)[k]
     place = np.where(wide[k], inside.clip(0, 1), u)
     share = np.append(0, bins.share)
-    s = share[k] + (.01 + .98 * place) * (share[k + 1] - share[k])                # off the ends of the bin
+    s = share[k] + (.01 + .98 * place) * (share[k + 1] - share[k])  # off the ends of the bin
     return torch.special.ndtri(torch.from_numpy(s.clip(1e-6, 1 - 1e-6))).numpy()
 
 # %% ../nbs/12_ehrdiff.ipynb #7d856c18
@@ -365,7 +365,7 @@ def base_rates(
     sizes = torch.tensor([k for k in layout.groups for _ in range(k)])
     return torch.cat([(b + .5) / (len(rows) + 1), (g + .5) / (len(rows) + sizes / 2), 0 * n]).float()
 
-# %% ../nbs/12_ehrdiff.ipynb #b2f7cc82
+# %% ../nbs/12_ehrdiff.ipynb #1bcd1b9b
 def build_model(
     head: str, # "bernoulli", or a parameterisation of the paper
     code: Code, # of the table
@@ -383,7 +383,7 @@ def build_model(
         return RecordDenoiser(MLP(columns, tuple(hidden), context=layout.numbers), layout, mean, trust)
     row, net = parameterisation(head, sigma_data), published_net(columns, hidden, classes=classes)
     c_out = row.precondition(torch.tensor(1.))[1]
-    if head in ("edm", "x0"):                                           # where F must say x0 when the noise is strong
+    if head in ("edm", "x0"):  # where F must say x0 when the noise is strong
         with torch.no_grad(): net.layers[-1].out.bias.copy_(mean / c_out)
     return Denoiser(net, row.precondition)
 
@@ -444,7 +444,7 @@ def walk(
     denoiser = model if guidance == 1 or label is None else Guided(model, guidance)
     return sample(denoiser, 80 * z, sigmas, solver="heun", condition=condition, correct=correct or None, keep_noise=False)
 
-# %% ../nbs/12_ehrdiff.ipynb #e854e680
+# %% ../nbs/12_ehrdiff.ipynb #2e1a4a01
 class EHRDiff:
     "Synthetic patients: `EHRDiff().fit(cohort).sample(n)`; `.model`, `.code` and `.history` once fitted."
     def __init__(self,
@@ -456,7 +456,7 @@ class EHRDiff:
         sigma_data: float = .14, # of the published heads
         label: str | None = None, # published heads: a bit or category that is given to the network as a label
     ):
-        if head != "bernoulli": parameterisation(head, sigma_data)      # refuses a bad one
+        if head != "bernoulli": parameterisation(head, sigma_data)  # refuses a bad one
         elif label: raise ValueError("label is for the published heads; this one takes any column as a condition")
         if not (0 <= conditional <= 1 and 0 <= pool < math.inf):
             raise ValueError(f"0 <= conditional <= 1 and pool >= 0 expected, got {conditional} and {pool}")
@@ -688,7 +688,7 @@ class Privacy(NamedTuple):
         "So much that the prevalences take somewhat less than half of ε."
         return max(10 / self.epsilon, 2.)
 
-# %% ../nbs/12_ehrdiff.ipynb #84bc71c9
+# %% ../nbs/12_ehrdiff.ipynb #d03a94bd
 def spent(
     noise: float, # noise multiplier of the gradients
     q: float, # share of the patients in a step
@@ -700,7 +700,7 @@ def spent(
     accountant = need("opacus.accountants", "health").RDPAccountant()
     accountant.history = [(noise, q, steps)] + ([(rates_noise, 1., 1)] if rates_noise else [])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                 # on the order of the bound that was best
+        warnings.simplefilter("ignore")  # on the order of the bound that was best
         return accountant.get_epsilon(delta)
 
 # %% ../nbs/12_ehrdiff.ipynb #2f78c6b1
@@ -768,7 +768,7 @@ def poisson_draw(
         return rows.repeat_interleave(draws), u, ε, rand()
     return poisson
 
-# %% ../nbs/12_ehrdiff.ipynb #afb6dc41
+# %% ../nbs/12_ehrdiff.ipynb #5df19821
 def private_options(
     privacy: Privacy, # the promise
     model: Denoiser | RecordDenoiser, # its network is wrapped in place
@@ -780,7 +780,7 @@ def private_options(
         raise ValueError(f"epsilon > 0, 0 < delta < 1/{n}, max_norm > 0, draws >= 1 expected, got {privacy}")
     if not 32 <= batch <= n: raise ValueError(f"batch must be from 32 to the {n} patients, got {batch}")
     noise, generator = noise_for(privacy, batch / n, steps), torch.Generator(next(model.parameters()).device)
-    warnings.filterwarnings("ignore", "Full backward hook is firing")    # which is what the hooks of Opacus do
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # which is what the hooks of Opacus do
     per_patient = need("opacus", "health").GradSampleModule(model.net, loss_reduction="mean")
     model.net = Draws(per_patient, privacy.draws)
     def optimizer(parameters, lr, weight_decay):
