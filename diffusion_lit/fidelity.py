@@ -605,7 +605,8 @@ def half_spread(
         values.append(metric(a, b))
     return spread(np.array(values), metric(synthetic, real))
 
-# %% ../nbs/13_fidelity.ipynb #33aaadca
+# %% ../nbs/13_fidelity.ipynb #a7fa9b25
+#: The bands of prevalence that a report distinguishes: name → lowest and highest.
 BANDS = {"below 0.1%": (0., .001), "0.1% to 1%": (.001, .01),
          "1% to 10%": (.01, .1), "above 10%": (.1, 1.01)}
 

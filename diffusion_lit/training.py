@@ -276,7 +276,7 @@ def batch_loss(
     x0 = data[rows]
     return loss(model, x0, levels(u).to(x0), ε, **given)
 
-# %% ../nbs/06_training.ipynb #bc2bc219
+# %% ../nbs/06_training.ipynb #274b480c
 def fit(
     model: Denoiser, # what is trained, in place
     data: Tensor, # clean points `[n, ...]`; a tensor, or what has its shape, dtype, device and data[rows]
@@ -317,14 +317,12 @@ def fit(
         rows_loss = lambda: batch_loss(model, loss, data, condition, drop, levels, *drawn)
         value = gradient(model, rows_loss, seed + k, precision, accelerator)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(); optimizer.zero_grad()
         if ema: ema.update(model)
         history.append((value, optimizer.param_groups[0]["lr"], norm))
         if (k + 1) % every == 0 or k + 1 == steps:
             history = as_numbers(history)
-            facts = dict(seed=seed, settings=settings)
-            if resume and rank == 0: save_run(resume, model, ema, optimizer, history, facts)
+            if resume and rank == 0: save_run(resume, model, ema, optimizer, history, dict(seed=seed, settings=settings))
         if callback: callback(k + 1)
     model.eval()
     return pd.DataFrame(history, columns=["loss", "lr", "norm"]).rename_axis("step")
