@@ -93,7 +93,7 @@ def against_published(patients, columns, hidden, rounds, threads, batch=1024):
         for name, go in reversed(run.items()):
             wall, cpu = time.perf_counter(), time.process_time()
             go()
-            times[name].append([round(time.perf_counter() - wall, 2), round(time.process_time() - cpu, 2)])
+            times[name].append([round(time.perf_counter() - wall, 4), round(time.process_time() - cpu, 4)])
             print(name, times[name][-1], flush=True)
     first = times["published, 63 calls"]
     ratio = {name: [sorted(a[k] / b[k] for a, b in zip(first, rows))[len(rows) // 2] for k in (0, 1)] for name, rows in times.items()}
