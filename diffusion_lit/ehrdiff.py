@@ -10,7 +10,7 @@ __all__ = ['published_net', 'Parameterisation', 'parameterisation', 'round_bits'
            'fit_records', 'read_condition', 'finish', 'sample_records', 'save_records', 'load_records', 'Privacy',
            'spent', 'noise_for', 'noisy_rates', 'Draws', 'poisson_draw', 'private_options']
 
-# %% ../nbs/12_ehrdiff.ipynb #8ae8bf42
+# %% ../nbs/12_ehrdiff.ipynb #ea2b7efb
 import json
 import math
 import warnings
@@ -29,7 +29,7 @@ from .page import need
 from .records import Cohort, Column, encode, pack, unpack
 from .sampler import karras_sigmas, log_sigmas, sample
 from .sde import Noise, VP
-from .training import EMA, draw, fit, read_tensors, restore, save
+from .training import EMA, fit, read_tensors, restore, save
 
 # %% ../nbs/12_ehrdiff.ipynb #39dcf4f7
 def published_net(
@@ -544,7 +544,7 @@ def start_model(
         torch.manual_seed(seed)
         return build_model(s["head"], ehr.code, mean, s["hidden"], s["sigma_data"], k, s["pool"] / len(rows))
 
-# %% ../nbs/12_ehrdiff.ipynb #84903513
+# %% ../nbs/12_ehrdiff.ipynb #6902545d
 def fit_records(
     ehr: EHRDiff, # what learns
     cohort: Cohort, # from whom
@@ -564,6 +564,8 @@ def fit_records(
     "Train a denoiser on a cohort (see `fit`); ValueError for bad input, before any work."
     if len(cohort) < 2 or not cohort.names: raise ValueError(f"a cohort of two patients expected, got {cohort.shape}")
     s, ours = ehr.settings, ehr.settings["head"] == "bernoulli"
+    if privacy and (s["label"] or options.get("accelerator")):
+        raise ValueError("privacy goes with neither a label, whose shares nobody pays for, nor several processes")
     ehr.order, (cohort, ehr.label, labels) = cohort.names, take_label(cohort, s["label"])
     seed = torch.randint(2**62, (), generator=generator).item()
     ehr.code = Code(cohort.columns, column_bins(cohort, privacy is not None), scores=ours)
@@ -718,7 +720,7 @@ def noise_for(
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high
 
-# %% ../nbs/12_ehrdiff.ipynb #13091a5e
+# %% ../nbs/12_ehrdiff.ipynb #b8398ec3
 def noisy_rates(
     privacy: Privacy, # how much noise
     rows: CodedRows, # training rows
@@ -730,7 +732,7 @@ def noisy_rates(
     for i in range(0, n, 4096):
         x = torch.cat(layout.parts(rows[i:i + 4096])[:2], 1)
         total = total + (x * (S / x.norm(dim=1, keepdim=True).clamp(min=S))).double().sum(0).cpu()
-    noise = torch.randn(total.shape, generator=torch.Generator().manual_seed(seed ^ 0xA5A5), dtype=total.dtype)
+    noise = torch.randn(total.shape, generator=torch.Generator().manual_seed(seed + 2**62), dtype=total.dtype)
     p, lost = (total + S * privacy.rates_noise * noise) / n, 2 * S * privacy.rates_noise / n
     p = torch.where(p < lost, p[p < lost].mean(), p).clamp(1 / n, 1 - 1 / n)
     b, g = p.split([layout.bits, sum(layout.groups)])
@@ -751,7 +753,7 @@ class Draws(nn.Module):
         condition = {k: fold(t) for k, t in condition.items() if t is not None}
         return self.net(fold(x), fold(c_noise), **condition).flatten(0, 1)
 
-# %% ../nbs/12_ehrdiff.ipynb #7d393ff9
+# %% ../nbs/12_ehrdiff.ipynb #132b0687
 def poisson_draw(
     q: float, # probability of each patient
     draws: int, # K
@@ -760,7 +762,7 @@ def poisson_draw(
     "Each patient is in a step or not, independently, as the accountant assumes; K draws for each who is."
     def poisson(seed, data, batch):
         g = torch.Generator(data.device).manual_seed(seed)
-        noise.manual_seed(seed ^ 0x5EED)
+        noise.manual_seed(seed + 2**62)  # where no step draws
         rows = (torch.rand(len(data), device=data.device, generator=g) < q).nonzero()[:, 0]
         m, rand = len(rows) * draws, lambda: torch.rand(len(rows) * draws, device=data.device, generator=g)
         u = (torch.randperm(m, device=data.device, generator=g) + rand()) / max(m, 1)

@@ -64,6 +64,11 @@ def test_a_bad_sample_is_refused_by_name(name, fitted):
     with pytest.raises(ValueError, match=re.escape(word)): fitted.sample(**options)
 
 
+def test_a_promise_refuses_what_it_does_not_pay_for():
+    with pytest.raises(ValueError, match="label"):
+        EHRDiff("edm", hidden=(8,), label="ill").fit(people(), steps=2, batch=40, privacy=Privacy(3.))
+
+
 def test_files_of_another_kind_are_refused(tmp_path, fitted):
     fitted.save(tmp_path / "good")
     good = (tmp_path / "good").read_bytes()
