@@ -4,7 +4,7 @@ Parts (all of them if none is named): main, baselines, small, peers, table, wide
 of its own. A cell holds rows of `fidelity_report`, synthetic against held-out patients: [value, low, high, floor, floor_low, floor_high], where the floor is real against
 real. Fewer patients are judged than were learned from (4,000 of 20,000; 326 of 1,303), because the floor does not hold the training cohort's own noise: with as
 many judged as learned from, even a perfect learner would stand outside. Cells also hold seconds of the processor on one thread, and network calls. The two heads have the same widths, steps, batch and optimiser; the published one is given the output
-bias that the other has. Mind that the simulated laws are thresholded normal factors, so a Gaussian copula is the right model for them, not a stranger to the data.
+bias that the other has. Mind that the simulated laws are factor models, for which a Gaussian copula is nearly the right model, not a stranger to the data.
 Peers run in environments of their own: see `ehrdiff_peers.py`.
 """
 import sys
