@@ -127,7 +127,7 @@ def tiles(
     c, b = min(coils, max(1, most // size)), max(1, most // (coils * size))
     return [(slice(i, i + b), slice(j, j + c)) for i in range(0, n, b) for j in range(0, coils, c)]
 
-# %% ../nbs/23_mri.ipynb #777a65c8
+# %% ../nbs/23_mri.ipynb #7df832a4
 class MultiCoilMRI(LinearOperator):
     "From `[batch, 1, H, W]` to `[batch, coil, H, W]` (eq-sense); ValueError or TypeError for bad input."
     def __init__(self,
@@ -141,7 +141,7 @@ class MultiCoilMRI(LinearOperator):
         self.S, self.M = maps * r, self.mask * q
         self.both = torch.stack([1. * self.mask, -1. * self.mask], -1).to(maps.real)  # M, conjugate
         self.axes, self.tile = (-2, -1) if self.mask.shape[2] > 1 else (-1,), tile
-        if tile is None: self.tile = 3 * 2**17 if maps.device.type == "cpu" else 2**26
+        if tile is None: self.tile = 2**19 if maps.device.type == "cpu" else 2**26
 
     def parts(self, n):
         for at in tiles(n, self.S.shape[1], self.S[0, 0].numel(), self.tile):
@@ -170,7 +170,8 @@ class MultiCoilMRI(LinearOperator):
         for at, S, _, M in self.parts(len(x)):
             k = torch.fft.fftn(S * x[at[0]], dim=self.axes, norm="ortho")
             torch.view_as_real(k).mul_(M)                                  # now the conjugate of M F S x
-            u[at[0]].add_(torch.fft.fftn(k, dim=self.axes, norm="ortho").mul_(S).sum(1, keepdim=True))
+            k = torch.fft.fftn(k, dim=self.axes, norm="ortho")
+            for S_c, k_c in zip(S.split(1, 1), k.split(1, 1)): u[at[0]].addcmul_(S_c, k_c)
         return torch.conj_physical(u)
 
 # %% ../nbs/23_mri.ipynb #80ebe22d
