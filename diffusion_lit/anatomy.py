@@ -6,8 +6,9 @@
 __all__ = ['random_field', 'Ellipsoids', 'draw_ellipsoids', 'random_ellipsoids', 'ellipses', 'ellipsoids', 'slopes', 'jacobian',
            'displacement', 'warp', 'deform', 'template', 'head', 'cut', 'recontrast', 'smooth_phase', 'variants',
            'complex_slices', 'attenuation', 'torso', 'ct_slices', 'Scan', 'existing', 'only_numbers', 'dicom_header',
-           'dicom_pixels', 'slice_order', 'read_dicom', 'read_nifti', 'open_hdf5', 'mrd_header', 'read_fastmri',
-           'place_lines', 'read_ismrmrd', 'read_arrays', 'real_scans', 'square', 'priors', 'load_prior']
+           'dicom_pixels', 'slice_order', 'read_dicom', 'read_nifti', 'open_hdf5', 'mrd_header', 'voxel',
+           'read_fastmri', 'noise_lines', 'place_lines', 'read_ismrmrd', 'read_arrays', 'real_scans', 'square',
+           'priors', 'load_prior']
 
 # %% ../nbs/22_anatomy.ipynb #a8db8d28
 import math
@@ -325,11 +326,11 @@ def ct_slices(
         return attenuation(cut(head(), 1., size, field / size, g), g)[None]
     return torch.stack([one(number) for number in variants(n, part, generator)])
 
-# %% ../nbs/22_anatomy.ipynb #4c3e5f48
+# %% ../nbs/22_anatomy.ipynb #2a3024e5
 class Scan(NamedTuple):
     "What a reader returns."
     values: Tensor # images or k-space, one slice an item
-    spacing: tuple | None # edges of a voxel in mm, as (z, y, x)
+    spacing: tuple | None # edges of a voxel in mm, in the order of the values' axes: slice, rows, columns
     facts: dict # what else the file says
 
 # %% ../nbs/22_anatomy.ipynb #805e2d5e
@@ -430,7 +431,7 @@ def read_dicom(
                  photometric=d.PhotometricInterpretation, files=[paths[k].name for k in order])
     return Scan(values, (step or float(d.get("SliceThickness") or math.nan), y, x), facts)
 
-# %% ../nbs/22_anatomy.ipynb #3959ac3a
+# %% ../nbs/22_anatomy.ipynb #9e422cb3
 def read_nifti(
     path: str | Path, # .nii, .nii.gz, or another format that nibabel knows
     frame: int = 0, # which volume, where there are several
@@ -448,8 +449,9 @@ def read_nifti(
     except Exception as e: raise ValueError(f"{path}: cut off or damaged ({e})") from None
     data = torch.from_numpy(data.astype("complex64" if data.dtype.kind == "c" else "float32"))
     values = only_numbers(data.permute(2, 1, 0).flip(1, 2)[:, None].contiguous(), path)
-    spacing = tuple(float(v) for v in image.header.get_zooms()[2::-1])
-    return Scan(values, spacing, dict(frames=frames, affine=image.affine.tolist()))
+    spacing, turn = tuple(float(v) for v in image.header.get_zooms()[2::-1]), np.diag([-1., -1, 1, 1])
+    turn[:2, 3] = np.array(image.shape[:2]) - 1                 # undoes the flips: back to the file's voxels
+    return Scan(values, spacing, dict(frames=frames, affine=(image.affine @ turn).tolist()))
 
 # %% ../nbs/22_anatomy.ipynb #4ff7fc42
 def open_hdf5(
@@ -476,12 +478,20 @@ def mrd_header(
     centre = say("encodingLimits/kspace_encoding_step_1/center")
     return h | dict(centre=centre and int(centre), trajectory=say("trajectory") or "cartesian")
 
-# %% ../nbs/22_anatomy.ipynb #a1325eb5
+# %% ../nbs/22_anatomy.ipynb #958f8836
+def voxel(
+    h: dict, # of `mrd_header`
+) -> tuple: # edges in mm as (slice, readout, phase), the order of the k-space that is read
+    "The voxel of the encoded grid."
+    x, y, z = (field / n for field, n in zip(h["encoded_field"], h["encoded_matrix"]))
+    return z, x, y
+
+# %% ../nbs/22_anatomy.ipynb #ff645795
 def read_fastmri(
     path: str | Path, # a file of fastMRI's layout
     slices: slice = slice(None), # which slices; a few at a time keep memory small
 ) -> Scan: # k-space, complex64 `[slice, coil, H, W]`, undersampled along W
-    "Raw data as fastMRI stores it; attributes, header, mask and the number of slices are in `facts`."
+    "Raw data as fastMRI stores it; attributes, header, mask `[1, 1, 1, W]` and number of slices are in `facts`."
     if not isinstance(slices, slice): raise TypeError(f"slices must be such as slice(3, 4), got {slices!r}")
     with open_hdf5(path) as f:
         if "kspace" not in f: raise ValueError(f"{path}: no 'kspace' in it, only {sorted(f)}")
@@ -495,16 +505,30 @@ def read_fastmri(
         except ValueError as e: raise ValueError(f"{path}: {e}") from None
         attrs = {a: v.item() if hasattr(v, "item") else v for a, v in f.attrs.items()}
         mask = torch.from_numpy(f["mask"][()]).bool() if "mask" in f else None
-        facts = dict(attrs=attrs, slices=len(k), header=h, mask=mask)
-    spacing = h and tuple(a / b for a, b in zip(h["recon_field"], h["recon_matrix"]))[::-1]
-    return Scan(only_numbers(values if values.ndim == 4 else values[:, None], path), spacing, facts)
+        if mask is not None and mask.shape != k.shape[-1:]:
+            raise ValueError(f"{path}: the mask must be [{k.shape[-1]}], as W is, got {list(mask.shape)}")
+        facts = dict(attrs=attrs, slices=len(k), header=h, mask=mask if mask is None else mask.view(1, 1, 1, -1))
+    return Scan(only_numbers(values if values.ndim == 4 else values[:, None], path), h and voxel(h), facts)
 
-# %% ../nbs/22_anatomy.ipynb #1b1ad914
+# %% ../nbs/22_anatomy.ipynb #94085a4b
+def noise_lines(
+    flags: np.ndarray, # of every line in an ISMRMRD file
+) -> np.ndarray: # which lines are noise scans
+    "ValueError where lines are neither noise nor part of an image as they are, such as navigators."
+    mrd = need("ismrmrd", "images")
+    marked = lambda name: flags >> (getattr(mrd, f"ACQ_IS_{name}") - 1) & 1 > 0
+    noise = marked("NOISE_MEASUREMENT")
+    for name in ("REVERSE", "NAVIGATION_DATA", "PHASECORR_DATA", "DUMMYSCAN_DATA", "HPFEEDBACK_DATA",
+                 "RTFEEDBACK_DATA", "SURFACECOILCORRECTIONSCAN_DATA"):
+        if (marked(name) & ~noise).any(): raise ValueError(f"it has lines marked {name}, which are not sorted here")
+    return noise
+
+# %% ../nbs/22_anatomy.ipynb #901268d0
 def place_lines(
     lines: list, # acquisitions, as the package ismrmrd gives them
     h: dict, # of `mrd_header`
     slices: range, # which slices to make
-) -> tuple[Tensor, Tensor]: # k-space `[slice, coil, readout, phase]`, mask `[slice, phase]`
+) -> tuple[Tensor, Tensor]: # k-space `[slice, coil, readout, phase]`, times measured `[slice, 1, 1, phase]`
     "Each line to its place, the centre of k-space in the middle; ValueError where one has no place."
     if not lines: raise ValueError("no lines of k-space in it")
     for name in ("kspace_encode_step_2", "contrast", "phase", "repetition", "set"):
@@ -515,41 +539,41 @@ def place_lines(
     up, left = (0 if h["centre"] is None else H // 2 - h["centre"]), W // 2 - middle
     if left < 0 or left + n > W: raise ValueError(f"{n} samples centred at {middle} do not fit {W}")
     values = torch.zeros(len(slices), lines[0].active_channels, W, H, dtype=torch.complex64)
-    count = torch.zeros(len(slices), H)
+    count = torch.zeros(len(slices), 1, 1, H)
     for l in lines:
         s, p = slices.index(l.idx.slice), l.idx.kspace_encode_step_1 + up
         if not 0 <= p < H: raise ValueError(f"line {p - up} is outside the {H} encoded ones")
         values[s, :, left:left + n, p] += torch.from_numpy(l.data)
-        count[s, p] += 1
-    return values / count.clamp(min=1)[:, None, None], count > 0
+        count[s, ..., p] += 1
+    return values / count.clamp(min=1), count
 
-# %% ../nbs/22_anatomy.ipynb #c8533810
+# %% ../nbs/22_anatomy.ipynb #a67cfc33
 def read_ismrmrd(
     path: str | Path, # an ISMRMRD (MRD) file, Cartesian
     slices: slice = slice(None), # which slices; a few at a time keep memory small
     group: str = "dataset", # name of its data set
 ) -> Scan: # k-space, complex64 `[slice, coil, readout, phase]`, zero where not measured
-    "Raw data line by line; mask `[slice, phase]` and noise scans `[coil, sample]` are in `facts`."
+    "Raw data line by line; `facts` has mask and count `[slice, 1, 1, phase]`, noise scans `[coil, sample]`."
     mrd = need("ismrmrd", "images")
     with open_hdf5(path) as f:
         if not {f"{group}/data", f"{group}/xml"} <= {f"{group}/{k}" for k in f.get(group, ())}:
             raise ValueError(f"{path}: no ISMRMRD data set {group!r}, only {sorted(f)}")
         try: heads = f[group]["data"]["head"]
         except (OSError, ValueError) as e: raise ValueError(f"{path}: no lines in it ({e})") from None
-    number, noisy = heads["idx"]["slice"], heads["flags"] >> (mrd.ACQ_IS_NOISE_MEASUREMENT - 1) & 1 > 0
-    count = int(number.max()) + 1 if len(number) else 0
-    chosen, data = range(count)[slices], mrd.Dataset(str(path), group, create_if_needed=False)
+    number = heads["idx"]["slice"]
+    total = int(number.max()) + 1 if len(number) else 0
+    chosen, data = range(total)[slices], mrd.Dataset(str(path), group, create_if_needed=False)
     try:
-        h = mrd_header(data.read_xml_header())
+        noisy, h = noise_lines(heads["flags"]), mrd_header(data.read_xml_header())
         if h["trajectory"] != "cartesian": raise ValueError(f"a {h['trajectory']} trajectory, not cartesian")
         lines = [data.read_acquisition(i) for i in np.flatnonzero(~noisy) if number[i] in chosen]
         noise = [torch.from_numpy(data.read_acquisition(i).data) for i in np.flatnonzero(noisy)]
-        values, mask = place_lines(lines, h, chosen)
+        values, count = place_lines(lines, h, chosen)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
     finally: data.close()
-    facts = dict(header=h, slices=count, mask=mask, noise=torch.cat(noise, 1) if noise else None)
-    spacing = tuple(a / b for a, b in zip(h["recon_field"], h["recon_matrix"]))[::-1]
-    return Scan(only_numbers(values, path), spacing, facts)
+    noise = torch.cat(noise, 1) if noise else None
+    facts = dict(header=h, slices=total, mask=count > 0, count=count, noise=noise)
+    return Scan(only_numbers(values, path), voxel(h), facts)
 
 # %% ../nbs/22_anatomy.ipynb #f0258af9
 def read_arrays(
@@ -600,10 +624,10 @@ def priors() -> list[str]: # names for `load_prior`
     names = [f.name for f in (files("diffusion_lit") / "weights").iterdir()]
     return sorted(Path(n).stem for n in names if n.endswith(".safetensors"))
 
-# %% ../nbs/22_anatomy.ipynb #41d4d647
+# %% ../nbs/22_anatomy.ipynb #aa9deb10
 def load_prior(
     name: str = "brain", # one of `priors`; "brain" is for two channels (real, imaginary), "ct" for one
-) -> Denoiser: # ready to use, with `.facts`: how it was trained
+) -> Denoiser: # ready to use, with `.facts`, how it was trained, and `.sigma_data`
     "A small denoiser trained by studies/priors.py; ValueError that says which exist."
     if name not in priors(): raise ValueError(f"no prior {name!r} is shipped, only: {', '.join(priors())}")
     path = files("diffusion_lit") / "weights" / f"{name}.safetensors"
@@ -611,5 +635,5 @@ def load_prior(
     s = facts["settings"]
     denoiser = Denoiser(UNet(s["channels"], **s["net"]), edm(s["sigma_data"]))
     restore(denoiser, {k: v.float() for k, v in tensors.items()}, path)
-    denoiser.facts = facts
+    denoiser.facts, denoiser.sigma_data = facts, s["sigma_data"]
     return denoiser.eval().requires_grad_(False)

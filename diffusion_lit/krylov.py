@@ -236,7 +236,7 @@ def curvature(
         raise ValueError(f"normal must be positive semidefinite, got curvature {c.real.min():.3g}")
     return pGp.real, top, live & (c.real > ε * top)
 
-# %% ../nbs/21_krylov.ipynb #2c95b74e
+# %% ../nbs/21_krylov.ipynb #4b931fb6
 def check_system(
     normal: Callable, # function x → G x
     b: Tensor, # right-hand side
@@ -249,7 +249,8 @@ def check_system(
     for name, a in (("b", b), ("x0", x0)):
         if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
             got = getattr(a, "dtype", type(a).__name__)
-            raise TypeError(f"{name} must be a floating-point or complex tensor, got {got}")
+            steps = f" (steps are iterations={a})" if name == "x0" and isinstance(a, int) else ""
+            raise TypeError(f"{name} must be a floating-point or complex tensor, got {got}{steps}")
         if not a.numel() * a.ndim: raise ValueError(f"{name} must be [batch, ...], got {tuple(a.shape)}")
         if not a.isfinite().all(): raise ValueError(f"{name} must be finite, got NaN or infinity")
     if b.shape != x0.shape or b.dtype != x0.dtype:
@@ -405,11 +406,11 @@ class Woodbury:
         γ = exchange_rate(gamma, e)
         return pull(op, self.blocks.solve((γ * e).reshape(len(e), -1), gamma).reshape(e.shape), x)
 
-# %% ../nbs/21_krylov.ipynb #53506482
+# %% ../nbs/21_krylov.ipynb #c7610f9d
 def discrepancy(
     op: LinearOperator, # A
     y, # the measurement; what is exactly zero counts as not measured
-    sigma, # s, root mean square of one number's noise (of its modulus, if complex); a number or `[batch]`
+    sigma, # s, root mean square of a number's noise (complex: √2 times each part's); a number or `[batch]`
     tau: float = 1., # τ, more than 1 stops earlier
 ) -> Callable: # function x → bool `[batch]`, for `stop`
     "The discrepancy principle (Morozov) as a rule for `stop`; ValueError for impossible noise."

@@ -565,24 +565,26 @@ def complex_nrmse(
                          f"{truth.dtype} {list(truth.shape)}")
     return (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
-# %% ../nbs/23_mri.ipynb #38b9d026
+# %% ../nbs/23_mri.ipynb #b498e41d
 def psnr(
     x: Tensor, # reconstruction `[batch, ...]`, real or complex: magnitudes are for the caller to take
     truth: Tensor, # like x
     data_range: float = 1., # r, the largest magnitude that an image can have
 ) -> Tensor: # decibels `[batch]`
     "Peak signal-to-noise ratio (eq-metrics) for a stated range; ValueError for different shapes."
-    scale = truth.flatten(1).norm(dim=1) / math.sqrt(truth[0].numel())
-    return 20 * torch.log10(data_range / (complex_nrmse(x, truth) * scale))
+    complex_nrmse(x, truth)
+    return 10 * torch.log10(data_range**2 / (x - truth).abs().square().flatten(1).mean(1))
 
-# %% ../nbs/23_mri.ipynb #a2d5c691
+# %% ../nbs/23_mri.ipynb #68a7c4c8
 def ssim(
     x: Tensor, # reconstruction `[batch, 1, H, W]`, real or complex
     truth: Tensor, # like x
     data_range: float = 1., # r, the largest magnitude that an image can have
 ) -> Tensor: # `[batch]`, 1 for equal magnitudes
-    "Structural similarity of magnitudes (Wang et al. 2004) by scikit-image, with Gaussian windows."
+    "SSIM of magnitudes (Wang et al. 2004), Gaussian windows, by scikit-image; ValueError for more channels."
     complex_nrmse(x, truth)
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise ValueError(f"x must be [batch, 1, H, W], got {list(x.shape)}; join two channels with to_complex")
     similarity = need("skimage.metrics", "images").structural_similarity
     pairs = zip(*(a.abs().double().cpu().numpy()[:, 0] for a in (x, truth)))
     return torch.tensor([similarity(a, b, data_range=data_range, gaussian_weights=True, sigma=1.5,

@@ -18,10 +18,12 @@ def processor():
 def record(study, cell, compute, packages=("torch",), **settings):
     "The result of compute(**settings), from results/STUDY.json if the cell was done before with these settings."
     path = RESULTS / f"{study}.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
+    read = lambda: json.loads(path.read_text()) if path.exists() else {}
+    done = read()
     if cell in done and done[cell]["settings"] == json.loads(json.dumps(settings)): return done[cell]["result"]
     began = time.perf_counter()
     result = compute(**settings)
+    done = read()                                                   # again: another run may have written its cells in the meantime
     done[cell] = dict(settings=settings, result=result, seconds=round(time.perf_counter() - began, 1), hardware=f"{processor()}, {os.cpu_count()} cores",
                       versions={name: version(name) for name in packages} | dict(python=platform.python_version()))
     path.parent.mkdir(exist_ok=True)

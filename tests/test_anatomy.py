@@ -92,10 +92,10 @@ def array(path): np.save(path, np.ones((5, 6)))
 
 def ismrmrd_file(path):
     import ismrmrd
-    space = lambda s: f"<{s}><matrixSize><x>8</x><y>6</y><z>1</z></matrixSize><fieldOfView_mm><x>8</x><y>6</y><z>1</z></fieldOfView_mm></{s}>"
+    space = lambda s, x: f"<{s}><matrixSize><x>{x}</x><y>6</y><z>1</z></matrixSize><fieldOfView_mm><x>16</x><y>3</y><z>1</z></fieldOfView_mm></{s}>"
     data = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
     data.write_xml_header('<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
-                          f"{space('encodedSpace')}{space('reconSpace')}<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>")
+                          f"{space('encodedSpace', 8)}{space('reconSpace', 4)}<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>")
     for p in range(6):
         a = ismrmrd.Acquisition.from_array(np.full((2, 8), p + 1j, np.complex64))
         a.idx.kspace_encode_step_1, a.center_sample = p, 4
@@ -130,6 +130,33 @@ def test_files_of_other_kinds_are_refused(name, tmp_path):
         make(tmp_path / other)
         (tmp_path / other).replace(tmp_path / name)
         with pytest.raises(ValueError): read(tmp_path / name)
+
+
+def test_an_affine_takes_the_values_to_the_file_s_millimetres(tmp_path):
+    "Whatever way the file's axes point: the brightest voxel lies where nibabel says."
+    for axes in ("RAS", "LPS", "PIR", "SLA"):
+        data, turn = np.zeros((5, 6, 7), "float32"), np.linalg.qr(np.eye(3) + .1 * np.arange(9).reshape(3, 3) % .25)[0]
+        data[1, 4, 5] = 1
+        affine = nibabel.affines.from_matvec(turn * np.sign(np.diag(turn)) * (1., 2., 3.), (-20., 8., 31.))
+        image = nibabel.Nifti1Image(data, affine)
+        here = nibabel.orientations.io_orientation(affine)
+        there = nibabel.orientations.axcodes2ornt(axes)
+        nibabel.save(image.as_reoriented(nibabel.orientations.ornt_transform(here, there)), tmp_path / "turned.nii")
+        scan = anatomy.read_nifti(tmp_path / "turned.nii")
+        z, y, x = (scan.values[:, 0] == 1).nonzero()[0].tolist()
+        np.testing.assert_allclose(scan.facts["affine"] @ np.array([x, y, z, 1]), affine @ [1, 4, 5, 1], rtol=1e-5)
+
+
+def test_what_a_reader_says_of_raw_data_fits_the_operator(tmp_path):
+    "The mask goes into MultiCoilMRI as it is; the voxel is that of the encoded grid, the readout first."
+    from diffusion_lit.mri import MultiCoilMRI
+    ismrmrd_file(tmp_path / "lines.h5")
+    with h5py.File(tmp_path / "k.h5", "w") as f: f["kspace"], f["mask"] = np.ones((2, 2, 8, 6), "complex64"), np.arange(6) % 2
+    for scan, measured in ((anatomy.read_ismrmrd(tmp_path / "lines.h5"), 6), (anatomy.read_fastmri(tmp_path / "k.h5"), 3)):
+        op = MultiCoilMRI(torch.ones_like(scan.values), scan.facts["mask"])
+        y = op.forward(torch.randn(len(scan.values), 1, 8, 6, dtype=torch.complex64, generator=generator()))
+        assert y.shape == scan.values.shape and (y[0, 0, 0] != 0).sum() == measured
+    assert anatomy.read_ismrmrd(tmp_path / "lines.h5").spacing == (1., 2., .5)
 
 
 def peak(code):

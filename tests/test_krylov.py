@@ -297,6 +297,7 @@ CASES = {  # what is wrong: (error, what is called, words that the answer must h
     "whole numbers for b": (TypeError, lambda: conjugate_gradient(A.normal, torch.ones(2, 6, dtype=int)), "b must be a floating-point"),
     "NaN in b": (ValueError, lambda: conjugate_gradient(A.normal, NAN * X), "b must be finite"),
     "infinity in x0": (ValueError, lambda: conjugate_gradient(A.normal, X, INF * X), "x0 must be finite"),
+    "steps in the place of x0": (TypeError, lambda: conjugate_gradient(A.normal, X, 5), "(steps are iterations=5)"),
     "x0 of another batch": (ValueError, lambda: conjugate_gradient(A.normal, X, X[:1]), "x0 must be like b"),
     "x0 of another type": (ValueError, lambda: conjugate_gradient(A.normal, X, X.to(torch.complex64)), "x0 must be like b"),
     "an empty batch": (ValueError, lambda: conjugate_gradient(A.normal, X[:0]), "b must be [batch, ...]"),

@@ -80,6 +80,19 @@ def test_a_batch_of_eight_is_eight_of_one():
             for i in range(8): torch.testing.assert_close(whole[i:i + 1], one(slice(i, i + 1)), rtol=0, atol=2e-5)
 
 
+def test_the_discrepancy_principle_counts_both_parts_of_the_noise():
+    maps, mask = mri.loop_maps(8, (48, 48)).to(torch.complex128), mri.gaussian_lines((48, 48), 3., 8, generator=seed())
+    op, x = mri.MultiCoilMRI(maps, mask), randn(1, 1, 48, 48)
+    y = mri.add_noise(op.forward(x), mask, .02, generator=seed())
+    assert [krylov.discrepancy(op, y, s, 1.05)(x).item() for s in (.02, .02 * 2**.5)] == [False, True]
+
+
+def test_the_metrics_know_a_truth_of_zero():
+    zero = torch.zeros(2, 1, 8, 8)
+    torch.testing.assert_close(mri.psnr(zero + .1, zero), torch.tensor([20., 20.]))
+    assert (mri.psnr(zero, zero) == torch.inf).all() and (mri.complex_nrmse(zero + .1, zero) == torch.inf).all()
+
+
 def test_exact_rows_at_full_width():
     "A few rows as wide as in practice, in single and double precision, against conjugate gradients run long."
     for dtype, close in ((torch.complex128, 1e-8), (torch.complex64, 1e-4)):
@@ -131,6 +144,21 @@ def test_other_units_give_the_same_picture(solve):
     torch.testing.assert_close(solve(y[1:], maps, mask), x[1:], rtol=0, atol=1e-4)
 
 
+def test_a_file_of_fastmri_becomes_a_picture(tmp_path):
+    "Fully sampled, and so without a mask; the picture is the truth with the phase of the first coil."
+    h5py, anatomy = pytest.importorskip("h5py", reason="h5py is not installed (extra: images)"), pytest.importorskip("diffusion_lit.anatomy")
+    pytest.importorskip("sigpy", reason="sigpy is not installed (extra: images)")
+    maps, truth = mri.loop_maps(4, (48, 48)), torch.zeros(1, 1, 48, 48, dtype=torch.complex64)
+    truth[..., 10:38, 12:34] = 1 + .5j * torch.rand(28, 22, generator=seed())
+    with h5py.File(tmp_path / "mine.h5", "w") as f: f["kspace"] = mri.centred_fft(maps * truth).numpy()
+    own = anatomy.read_fastmri(tmp_path / "mine.h5", slice(0, 1))
+    assert own.facts["mask"] is None
+    found = mri.estimate_maps(own.values, own.facts["mask"])
+    x = mri.cg_sense(own.values, found, torch.ones(48), .01)
+    seen = (found != 0).any(1, keepdim=True) & (truth != 0)
+    assert seen.sum() > .9 * (truth != 0).sum() and mri.complex_nrmse(x * seen, truth * torch.exp(1j * maps[:, :1].angle()) * seen) < .1
+
+
 def test_the_study_made_small():
     study = pytest.importorskip("mri_speed")
     for mask in study.MASKS:
@@ -176,6 +204,8 @@ CASES = {  # what is wrong: (what is called, words that the answer must have)
     "too little noise to measure": (lambda: mri.noise_covariance(randn(4, 3)), "more samples than coils"),
     "a negative weight": (lambda: mri.total_variation(KSPACE, MAPS, MASK, -1.), "lam"),
     "row systems of a mask of points": (lambda: mri.line_blocks(mri.MultiCoilMRI(MAPS, torch.eye(32))), "mask of lines"),
+    "two channels for a magnitude": (lambda: mri.ssim(mri.to_channels(IMAGE), mri.to_channels(IMAGE)), "to_complex"),
+    "an image without a channel, compared": (lambda: mri.ssim(IMAGE[0], IMAGE[0]), "x must be [batch, 1, H, W]"),
     "a comparison of unlike images": (lambda: mri.psnr(IMAGE.abs(), IMAGE), "alike"),
 }
 
