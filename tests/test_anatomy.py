@@ -228,3 +228,10 @@ def test_a_round_resumes_and_can_be_taken_as_it_stands(tmp_path, monkeypatch):
     taken, seen = priors.train("brain", 3, 0, s, stopped=3)
     assert list(seen) == list(loss)
     for a, b, c in zip(whole.parameters(), again.parameters(), taken.parameters()): assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_a_displacement_is_smooth_unless_told_otherwise():
+    "Neighbours move alike by default: the correlation of a Gaussian field of length 12 at one pixel is above .99."
+    u = anatomy.displacement(4, (64, 64), generator=torch.Generator().manual_seed(0)).flatten(0, 1)
+    a, b = u[:, 1:], u[:, :-1]
+    assert ((a - a.mean()) * (b - b.mean())).mean() > .98 * u.var()

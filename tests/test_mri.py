@@ -215,3 +215,23 @@ def test_bad_input_is_named(what):
     call, words = CASES[what]
     with pytest.raises((ValueError, TypeError)) as error: call()
     assert words in str(error.value)
+
+
+def test_ssim_is_that_of_wang_and_others():
+    "Their equation with Gaussian windows of 11 pixels, written out; the rim that has no whole window is left out."
+    ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed (extra: images)")
+    x, truth = randn(1, 1, 30, 26), randn(1, 1, 30, 26, s=1)
+    a, b = (v.abs()[0, 0].numpy() for v in (x, truth))
+    mean = lambda v: ndimage.gaussian_filter(v, 1.5, truncate=3.5)
+    c1, c2, ma, mb = .03**2, .09**2, mean(a), mean(b)                                   # (.01 · 3)², (.03 · 3)²
+    va, vb, vab = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    s = (2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    assert mri.ssim(x, truth, 3.).item() == pytest.approx(s[5:-5, 5:-5].mean(), rel=1e-9)
+
+
+def test_defaults_and_limits():
+    "No calibration block unless asked for; a spoke reaches the first row and column; as many coils as twice the shorter side pass."
+    assert all(torch.equal(make((16, 64), 4., generator=seed(s)), make((16, 64), 4., 0, seed(s))) for make in LINES[:2] for s in range(8))
+    edge = mri.radial_spokes((33, 33), 2., generator=seed())[0, 0]
+    assert edge[0].any() and edge[:, 0].any()
+    assert mri.check_maps(randn(1, 8, 4, 6)).shape == (1, 8, 4, 6)
