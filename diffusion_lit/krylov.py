@@ -259,7 +259,7 @@ def check_system(
         raise ValueError(f"iterations must be a whole number >= 0, got {iterations}")
     if not 0 <= tol < math.inf: raise ValueError(f"tol must be >= 0 and finite, got {tol}")
 
-# %% ../nbs/21_krylov.ipynb #f9b675f8
+# %% ../nbs/21_krylov.ipynb #7f1dd066
 def conjugate_gradient(
     normal: Callable, # function x → G x, Hermitian and positive semidefinite, such as `op.normal`
     b: Tensor, # right-hand side `[batch, ...]`, real or complex
@@ -281,7 +281,7 @@ def conjugate_gradient(
     z = p = preconditioner(r) if preconditioner else r
     ρ, size, ε = real_inner(r, z), norm(r), torch.finfo(b.dtype).eps
     if not size.isfinite().all(): raise ValueError("normal(x0) must be finite, got NaN or infinity")
-    goal, top = torch.maximum(tol * norm(b), ε * torch.maximum(norm(b), size)), 0 * size
+    goal, top = torch.maximum(tol * norm(b), 16 * ε * torch.maximum(norm(b), size)), 0 * size
     live = torch.ones_like(goal, dtype=torch.bool)
     for k in range(iterations + 1):
         live = live & (size > goal)

@@ -332,3 +332,16 @@ def test_input_that_makes_no_sense_is_refused_by_name(what):
     error, call, words = CASES[what]
     with pytest.raises(error) as said: call()
     assert words in str(said.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("rows", [20, 40])
+def test_what_a_measurement_cannot_see_stays_however_long_one_waits(rows, dtype):
+    "Steps after convergence must not carry rounding into the null space."
+    g = torch.Generator().manual_seed(0)
+    op = Dense(torch.randn(rows, 144, generator=g, dtype=dtype) / 12)
+    x, start = (torch.randn(3, 144, generator=g, dtype=dtype) for _ in range(2))
+    found = conjugate_gradient(op.normal, op.normal(x), start, 200)
+    null = torch.eye(144, dtype=dtype) - torch.linalg.pinv(op.matrix) @ op.matrix
+    assert ((found - start) @ null.mT).norm() < 1e4 * torch.finfo(dtype).eps * start.norm()
+    assert op.forward(found - x).norm() < 1e4 * torch.finfo(dtype).eps * op.forward(x).norm()
