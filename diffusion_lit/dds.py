@@ -6,10 +6,10 @@
 __all__ = ['unknown_variance', 'data_step', 'InPieces', 'Settings', 'settings', 'check_noise', 'check_measurement', 'dds',
            'several', 'noise_level', 'Reconstruction', 'brightness', 'reconstruct']
 
-# %% ../nbs/24_dds.ipynb #5601d890
+# %% ../nbs/24_dds.ipynb #69f3fbac
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def check_noise(
         raise ValueError(f"noise must be finite and not negative, a number or one for each of {batch} items, got {noise}")
     return level.expand(batch)
 
-# %% ../nbs/24_dds.ipynb #20127955
+# %% ../nbs/24_dds.ipynb #f7c62617
 def check_measurement(
     operator: LinearOperator, # A
     y: Tensor, # what was measured `[batch, ...]`
@@ -112,8 +112,8 @@ def check_measurement(
     if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()) or y.ndim < 2 or 0 in y.shape:
         raise ValueError(f"y must be a floating-point or complex tensor [batch, ...], got {getattr(y, 'shape', type(y).__name__)}")
     if not y.isfinite().all(): raise ValueError("y must be finite, got NaN or infinity")
-    check_noise(noise, len(y))
-    if isinstance(gamma, str) and (gamma != "adaptive" or not check_noise(noise, len(y)).all()):
+    level = check_noise(noise, len(y))
+    if isinstance(gamma, str) and (gamma != "adaptive" or not level.all()):
         raise ValueError(f'gamma must be a number, a function, None, or "adaptive" with noise > 0, got {gamma!r} and noise = {noise}')
     if isinstance(gamma, (int, float)) and not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and not negative, got {gamma}")
