@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['random_field', 'Ellipsoids', 'draw_ellipsoids', 'random_ellipsoids', 'ellipses', 'ellipsoids', 'slopes', 'jacobian',
-           'displacement', 'warp', 'deform', 'template', 'head', 'cut', 'recontrast', 'smooth_phase', 'variants',
-           'complex_slices', 'attenuation', 'torso', 'ct_slices', 'Scan', 'existing', 'only_numbers', 'dicom_header',
-           'dicom_pixels', 'slice_order', 'read_dicom', 'read_nifti', 'open_hdf5', 'mrd_header', 'voxel',
-           'read_fastmri', 'noise_lines', 'place_lines', 'read_ismrmrd', 'read_arrays', 'real_scans', 'square',
-           'priors', 'load_prior']
+           'displacement', 'warp', 'deform', 'template', 'head', 'tilt', 'cut', 'recontrast', 'smooth_phase',
+           'variants', 'complex_slices', 'attenuation', 'torso', 'ct_slices', 'ct_volumes', 'Scan', 'existing',
+           'only_numbers', 'dicom_header', 'dicom_pixels', 'slice_order', 'read_dicom', 'read_nifti', 'open_hdf5',
+           'mrd_header', 'voxel', 'read_fastmri', 'noise_lines', 'place_lines', 'read_ismrmrd', 'read_arrays',
+           'real_scans', 'square', 'priors', 'load_prior']
 
 # %% ../nbs/22_anatomy.ipynb #a8db8d28
 import math
@@ -195,7 +195,15 @@ def head(
     parts[2] += (gap - mask).clamp(min=0)
     return torch.cat([parts, torch.stack([detail, skull - gap, scalp - skull])])
 
-# %% ../nbs/22_anatomy.ipynb #278107ea
+# %% ../nbs/22_anatomy.ipynb #ad0bb340
+def tilt(
+    generator: torch.Generator | None = None, # source of the numbers
+) -> Tensor: # R `[3, 3]`, for (z, y, x)
+    "A small random rotation: at most 0.25 radians about two of the axes, 0.15 about the third."
+    α, β, γ = (torch.rand(3, generator=generator) - .5) * torch.tensor([.5, .3, .5])
+    return torch.linalg.matrix_exp(torch.tensor([[0., -γ, β], [γ, 0., -α], [-β, α, 0.]]))
+
+# %% ../nbs/22_anatomy.ipynb #7d1772de
 def cut(
     volume: Tensor, # `[c, z, y, x]`
     voxel: float, # its edge, in mm
@@ -204,9 +212,7 @@ def cut(
     generator: torch.Generator | None = None, # source of the numbers
 ) -> Tensor: # `[c, size, size]`
     "The volume on a plane at a random height, tilted, stretched and bent (eq-plane)."
-    r = lambda *s: torch.rand(*s, generator=generator)
-    α, β, γ = (r(3) - .5) * torch.tensor([.5, .3, .5])
-    R = torch.linalg.matrix_exp(torch.tensor([[0., -γ, β], [γ, 0., -α], [-β, α, 0.]]))
+    r, R = lambda *s: torch.rand(*s, generator=generator), tilt(generator)
     b = 2.5 * pixel * random_field(1, (size, size), size / 7, generator)
     u = pixel * displacement(1, (size, size), size / 45, size / 8, generator)[0]
     yx = pixel * torch.stack(torch.meshgrid(*[torch.arange(size) - (size - 1) / 2] * 2, indexing="ij"))
@@ -324,6 +330,27 @@ def ct_slices(
         g = torch.Generator().manual_seed(number)
         if torch.rand(1, generator=g) < .5: return torso(size, g)[None]
         return attenuation(cut(head(), 1., size, field / size, g), g)[None]
+    return torch.stack([one(number) for number in variants(n, part, generator)])
+
+# %% ../nbs/22_anatomy.ipynb #8fd5a438
+def ct_volumes(
+    n: int, # how many
+    size: int = 64, # voxels along each side
+    generator: torch.Generator | None = None, # source of the variants' numbers
+    part: str = "train", # or "test"
+    field: float = 230., # along each side, in mm
+) -> Tensor: # μ over that of water `[n, 1, size, size, size]` as (z, y, x)
+    "Heads as volumes, each a function of its variant's number."
+    mm, shape = field / size, (size,) * 3
+    p = mm * torch.stack(torch.meshgrid(*[torch.arange(size) - (size - 1) / 2] * 3, indexing="ij"))
+    def one(number):
+        g = torch.Generator().manual_seed(number)
+        r, R = lambda *s: torch.rand(*s, generator=g), tilt(g)
+        u = mm * displacement(1, shape, size / 45, size / 8, g)[0]
+        q = torch.einsum("ij,jzyx->izyx", R, (.85 + .3 * r(3, 1, 1, 1)) * p + u)
+        half = torch.tensor([(s - 1) / 2 for s in head().shape[1:]]).view(3, 1, 1, 1)
+        grid = ((q + 16 * r(3, 1, 1, 1) - 8) / half).flip(0).movedim(0, -1)
+        return attenuation(F.grid_sample(head()[None], grid[None], align_corners=True)[0], g)[None]
     return torch.stack([one(number) for number in variants(n, part, generator)])
 
 # %% ../nbs/22_anatomy.ipynb #2a3024e5
@@ -624,9 +651,9 @@ def priors() -> list[str]: # names for `load_prior`
     names = [f.name for f in (files("diffusion_lit") / "weights").iterdir()]
     return sorted(Path(n).stem for n in names if n.endswith(".safetensors"))
 
-# %% ../nbs/22_anatomy.ipynb #aa9deb10
+# %% ../nbs/22_anatomy.ipynb #3af574f1
 def load_prior(
-    name: str = "brain", # one of `priors`; "brain" is for two channels (real, imaginary), "ct" for one
+    name: str = "brain", # one of `priors`; "brain" is for two channels (real, imaginary), "ct" and "heads" for one
 ) -> Denoiser: # ready to use, with `.facts`, how it was trained, and `.sigma_data`
     "A small denoiser trained by studies/priors.py; ValueError that says which exist."
     if name not in priors(): raise ValueError(f"no prior {name!r} is shipped, only: {', '.join(priors())}")

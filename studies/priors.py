@@ -1,4 +1,4 @@
-"""The small priors that are shipped in diffusion_lit/weights: a U-Net for complex brain slices and one for CT slices. Run: python studies/priors.py [NAME [ROUNDS [now]]]
+"""The small priors that are shipped in diffusion_lit/weights: a U-Net for complex brain slices, one for CT slices, and one for the slices of volumes of heads. Run: python studies/priors.py [NAME [ROUNDS [now]]]
 
 Each is trained in rounds, every one with its own warm-up and cosine, so that the study can be stopped after any of them; within a round `fit` resumes from its
 checkpoint; `now` takes what the last round has learned so far. After each round the averaged weights are written as half-precision safetensors, and the denoising error on held-out variants is recorded beside
@@ -25,6 +25,7 @@ NET = dict(width=16, mults=[1, 2, 4, 5], middle=False)
 PRIORS = {
     "brain": dict(channels=2, size=96, sigma_data=.35, net=NET, slices=4000, others=800, batch=8, lr=2e-3, decay=.998, seed=0),
     "ct": dict(channels=1, size=96, sigma_data=.5, net=NET, slices=3000, others=0, batch=8, lr=2e-3, decay=.998, seed=0),
+    "heads": dict(channels=1, size=128, sigma_data=.5, net=NET, slices=1500, others=1500, batch=8, lr=1e-3, decay=.998, seed=0, start="ct"),
 }
 ROUNDS = 400, 1200, 2400, 4800
 
@@ -39,10 +40,22 @@ def build(settings):
     return Denoiser(net, edm(settings["sigma_data"])).to(memory_format=torch.channels_last)
 
 
+def heads(n, size, generator, part, each=25):
+    "CT slices `[n, 1, size, size]` of whole heads, about so many of each."
+    volumes = anatomy.ct_volumes(max(1, n // each), size, generator, part)
+    slices = volumes.movedim(1, 2).flatten(0, 1)
+    return slices[torch.randint(len(slices), (n,), generator=generator)]
+
+
 def examples(name, n, others, size, part, seed):
-    "Clean images `[n + others, channel, size, size]`; the others are procedural."
+    "Clean images `[n + others, channel, size, size]`; the others are procedural, or, of heads, four of half the size side by side."
     g = generator(seed)
     if name == "ct": return anatomy.ct_slices(n, size, g, part)
+    if name == "heads":
+        x = heads(n, size, g, part)
+        if not others: return x
+        small = heads(4 * others, size // 2, g, part).view(others, 2, 2, size // 2, size // 2)
+        return torch.cat([x, small.transpose(2, 3).reshape(others, 1, size, size)])
     x = anatomy.complex_slices(n, size, g, part)
     if others: x = torch.cat([x, torch.polar(anatomy.ellipses(others, size, g), anatomy.smooth_phase(others, size, g))])
     return torch.cat([x.real, x.imag], 1)
@@ -75,6 +88,7 @@ def train(name, steps, round, settings, stopped=None):
         return model, pd.Series(tensors["history"][:, 0])
     folder.mkdir(exist_ok=True)
     if round: load(folder / f"{name}{round - 1}.safetensors", model)
+    elif "start" in settings: model.load_state_dict(anatomy.load_prior(settings["start"]).state_dict())
     ema = EMA(model, settings["decay"])
     x = Varied(examples(name, settings["slices"], settings["others"], settings["size"], "train", settings["seed"]))
     history = fit(model, x, steps=steps, batch=settings["batch"], levels=levels, lr=settings["lr"] / (1 + round), ema=ema, every=100, progress=True,
@@ -137,7 +151,7 @@ def recipe(facts):
 def foreign(name, size):
     "Real scans in the channels of a prior: name -> `[n, channel, size, size]`. The phase of MR is made up."
     scans = {k: anatomy.square(x, size, size if k == "brain" else None) for k, x in anatomy.real_scans().items()}
-    if name == "ct": return {k: scans[k] for k in ("spine", "skull")}
+    if name != "brain": return {k: scans[k] for k in (("spine", "skull") if name == "ct" else ("skull",))}
     mr = {"brain": scans["brain"][4:20], "abdomen": scans["abdomen"]}
     mr = {k: torch.polar(x, anatomy.smooth_phase(len(x), size, generator(5))) for k, x in mr.items()}
     return {k: torch.cat([x.real, x.imag], 1) for k, x in mr.items()}
