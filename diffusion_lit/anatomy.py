@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_field', 'Ellipsoids', 'draw_ellipsoids', 'random_ellipsoids', 'ellipses', 'ellipsoids', 'slopes', 'jacobian',
-           'displacement', 'warp', 'deform', 'template', 'head', 'tilt', 'cut', 'recontrast', 'smooth_phase',
+           'displacement', 'warp', 'deform', 'template', 'head', 'small_rotation', 'cut', 'recontrast', 'smooth_phase',
            'variants', 'complex_slices', 'attenuation', 'torso', 'ct_slices', 'ct_volumes', 'Scan', 'existing',
            'only_numbers', 'dicom_header', 'dicom_pixels', 'slice_order', 'read_dicom', 'read_nifti', 'open_hdf5',
            'mrd_header', 'voxel', 'read_fastmri', 'noise_lines', 'place_lines', 'read_ismrmrd', 'read_arrays',
@@ -195,15 +195,15 @@ def head(
     parts[2] += (gap - mask).clamp(min=0)
     return torch.cat([parts, torch.stack([detail, skull - gap, scalp - skull])])
 
-# %% ../nbs/22_anatomy.ipynb #ad0bb340
-def tilt(
+# %% ../nbs/22_anatomy.ipynb #372a975d
+def small_rotation(
     generator: torch.Generator | None = None, # source of the numbers
 ) -> Tensor: # R `[3, 3]`, for (z, y, x)
     "A small random rotation: at most 0.25 radians about two of the axes, 0.15 about the third."
     α, β, γ = (torch.rand(3, generator=generator) - .5) * torch.tensor([.5, .3, .5])
     return torch.linalg.matrix_exp(torch.tensor([[0., -γ, β], [γ, 0., -α], [-β, α, 0.]]))
 
-# %% ../nbs/22_anatomy.ipynb #7d1772de
+# %% ../nbs/22_anatomy.ipynb #3e11e8d2
 def cut(
     volume: Tensor, # `[c, z, y, x]`
     voxel: float, # its edge, in mm
@@ -212,7 +212,7 @@ def cut(
     generator: torch.Generator | None = None, # source of the numbers
 ) -> Tensor: # `[c, size, size]`
     "The volume on a plane at a random height, tilted, stretched and bent (eq-plane)."
-    r, R = lambda *s: torch.rand(*s, generator=generator), tilt(generator)
+    r, R = lambda *s: torch.rand(*s, generator=generator), small_rotation(generator)
     b = 2.5 * pixel * random_field(1, (size, size), size / 7, generator)
     u = pixel * displacement(1, (size, size), size / 45, size / 8, generator)[0]
     yx = pixel * torch.stack(torch.meshgrid(*[torch.arange(size) - (size - 1) / 2] * 2, indexing="ij"))
@@ -332,7 +332,7 @@ def ct_slices(
         return attenuation(cut(head(), 1., size, field / size, g), g)[None]
     return torch.stack([one(number) for number in variants(n, part, generator)])
 
-# %% ../nbs/22_anatomy.ipynb #8fd5a438
+# %% ../nbs/22_anatomy.ipynb #0cc86365
 def ct_volumes(
     n: int, # how many
     size: int = 64, # voxels along each side
@@ -345,7 +345,7 @@ def ct_volumes(
     p = mm * torch.stack(torch.meshgrid(*[torch.arange(size) - (size - 1) / 2] * 3, indexing="ij"))
     def one(number):
         g = torch.Generator().manual_seed(number)
-        r, R = lambda *s: torch.rand(*s, generator=g), tilt(g)
+        r, R = lambda *s: torch.rand(*s, generator=g), small_rotation(g)
         u = mm * displacement(1, shape, size / 45, size / 8, g)[0]
         q = torch.einsum("ij,jzyx->izyx", R, (.85 + .3 * r(3, 1, 1, 1)) * p + u)
         half = torch.tensor([(s - 1) / 2 for s in head().shape[1:]]).view(3, 1, 1, 1)

@@ -60,7 +60,7 @@ def ddim_steps(
         raise ValueError(f"spacing must be one of {list(spacings)}, got {spacing!r}")
     return sorted({int(t) for t in spacings[spacing]()}, reverse=True)
 
-# %% ../nbs/04_sampler.ipynb #08fdb023
+# %% ../nbs/04_sampler.ipynb #8bd76473
 def ddim_sigmas(
     process: DDPM, # the chain that the network was trained on
     n: int | None = None, # how many of its steps; None keeps all
@@ -68,7 +68,7 @@ def ddim_sigmas(
 ) -> Tensor: # levels, falling to 0, double precision
     "Noise levels of a subset of a chain's steps, then zero."
     T = len(process.sigmas)
-    return torch.cat([process.sigmas[ddim_steps(T, n or T, spacing)], torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([process.sigmas[ddim_steps(T, T if n is None else n, spacing)], torch.zeros(1, dtype=torch.float64)])
 
 # %% ../nbs/04_sampler.ipynb #1cd8af46
 def check_sigmas(
@@ -83,14 +83,15 @@ def check_sigmas(
     if not (levels.diff() < 0).all(): raise ValueError(f"sigmas must fall strictly, got {levels.tolist()}")
     return levels.tolist()
 
-# %% ../nbs/04_sampler.ipynb #d710940e
+# %% ../nbs/04_sampler.ipynb #4f71b8c1
 def split(
     sigma: float, # σ, where the step begins
     sigma_next: float, # σ′, where it ends
     eta: float, # η, 0 deterministic, 1 the most random of the rule
-    rule: str = "ddim", # "ddim" (DDPM at η = 1) or "dds" (u = η σ′)
+    rule: str | Callable = "ddim", # "ddim" (DDPM at η = 1), "dds" (u = η σ′), or a function (σ, σ′) → (d, u)
 ) -> tuple[float, float]: # (d, u): how much of the old noise, how much fresh
     "How old and fresh noise make the next level, $d^2 + u^2 = \\sigma'^2$ (Song et al. 2021 DDIM, eq. 16)."
+    if callable(rule): return rule(sigma, sigma_next)
     rules = dict(ddim=math.sqrt(1 - (sigma_next / sigma)**2), dds=1.)
     if rule not in rules: raise ValueError(f"renoise must be one of {list(rules)}, got {rule!r}")
     share = eta * rules[rule]
@@ -257,7 +258,7 @@ def in_batches(
             return x0
         yield rows, z[rows], denoise
 
-# %% ../nbs/04_sampler.ipynb #48472c7e
+# %% ../nbs/04_sampler.ipynb #8d055754
 @torch.no_grad()
 def sample(
     denoiser, # `Denoiser`, or any function (z, sigma, **condition) → x0, with the benign law of noise
@@ -268,7 +269,7 @@ def sample(
     keep_noise: bool = True, # after a correction, keep the network's noise estimate, or recompute it
     project: Callable | None = None, # function (z, sigma) → z, applied after the third move
     eta: float = 0., # how random the third move is: 0 DDIM, 1 DDPM
-    renoise: str = "ddim", # rule of the split: "ddim" or "dds", see `split`
+    renoise: str | Callable = "ddim", # rule of the split: "ddim", "dds" or a function, see `split`
     solver: str = "euler", # "euler", "heun" (two network calls a step) or "dpmpp_2m"
     churn: Callable | None = None, # function σ → σ̂ ≥ σ, level to raise the noise to before a step
     langevin: int = 0, # corrector steps after each step
@@ -284,7 +285,7 @@ def sample(
     check_start(z, batch, condition or {})
     refine = check_moves(solver, churn, langevin, snr)
     split(*levels[:2], eta, renoise)                                # refuses a bad η or rule
-    (m, g), out, drawing = noise.like(z), torch.empty_like(z), eta or churn or langevin
+    (m, g), out, drawing = noise.like(z), torch.empty_like(z), eta or churn or langevin or callable(renoise)
     bar = tqdm(total=len(z) * (len(levels) - 1), disable=not progress)
     for rows, z, denoise in in_batches(denoiser, z, condition or {}, batch):
         streams, past = Rows(len(z), z.shape[1:], generator, z.device, z.dtype) if drawing else None, None

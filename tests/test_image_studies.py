@@ -14,13 +14,13 @@ import priors  # noqa: E402
 from diffusion_lit.anatomy import load_prior  # noqa: E402
 
 
-@pytest.mark.parametrize("name", ["dds", "dds_cost", "mri_speed", "priors"])
+@pytest.mark.parametrize("name", ["ct_speed", "dds", "dds_cost", "mri_speed", "priors", "rivals", "volume"])
 def test_every_cell_says_how_it_was_made(name):
     for cell, row in cells(name).items():
         assert set(row) == {"settings", "result", "seconds", "hardware", "versions"} and "torch" in row["versions"], cell
 
 
-@pytest.mark.parametrize("name", ["brain", "ct"])
+@pytest.mark.parametrize("name", ["brain", "ct", "heads"])
 def test_the_recorded_prior_is_the_shipped_one(name):
     prior, table = load_prior(name), cells("priors")
     last = [row["result"] for cell, row in table.items() if cell.startswith(f"{name}: round")][-1]
@@ -28,7 +28,7 @@ def test_the_recorded_prior_is_the_shipped_one(name):
 
 
 def test_the_training_images_are_still_the_same():
-    for name in ("brain", "ct"):
+    for name in ("brain", "ct", "heads"):
         for ours, then in zip(priors.fingerprint(name, priors.PRIORS[name]), load_prior(name).facts["examples"]): assert ours == pytest.approx(then, rel=.01, abs=1e-4)
 
 
