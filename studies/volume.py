@@ -183,7 +183,7 @@ def cells():
     for number in (0, 1): yield from case(64, "8 views", number, True)
     for label, which in REPAIRS.items(): yield f"repair, 8 views, head 0: {label}", repair, dict(size=64, number=0, task="8 views", recipe=recipe, **which)
     slab = dict(size=64, number=0, slices=[20, 52], task="8 views", recipe=recipe)
-    yield "slab: DDS 49", diffusion, slab | dict(calls=49)
+    for calls in (49, 99, 199): yield f"slab: DDS {calls}", diffusion, slab | dict(calls=calls)
     yield "slab: published 49", diffusion, slab | dict(calls=49, like="published")
     for calls in (100, 1000, 4000): yield f"slab: DiffusionMBIR {calls}", mbir, slab | dict(calls=calls)
     yield "full size", full, dict(calls=3, recipe=recipe)
