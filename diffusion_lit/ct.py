@@ -150,8 +150,9 @@ def build_matrices(
     cut.resize(bands * A.shape[0], A.shape[1])
     return SparseRows(*entries(cut), bands=bands), SparseRows(*entries(A.T.tocsr()))
 
-# %% ../nbs/25_ct.ipynb #c3ea1137
-KEPT = {} # (geometry, dtype, device) -> its two matrices, the last used at the end
+# %% ../nbs/25_ct.ipynb #cb02bf7e
+#: Matrices that were made: (geometry, dtype, device) → the two of them, the last used at the end.
+KEPT = {}
 
 
 def matrices(
@@ -314,7 +315,8 @@ def ellipse_sinogram(
     mass = (2 * v * a.prod(-1))[..., None, None]
     return (mass / r**2 * G.diff(dim=-1) / g.spacing).sum(1)[:, None]
 
-# %% ../nbs/25_ct.ipynb #bc4fc8c6
+# %% ../nbs/25_ct.ipynb #d05f58b3
+#: What lowers the end of the ramp: name → function of the frequency, in cycles per bin.
 WINDOWS = {"ramp": lambda f: torch.ones_like(f), "shepp-logan": torch.sinc,
            "cosine": lambda f: (math.pi * f).cos(),
            "hamming": lambda f: .54 + .46 * (2 * math.pi * f).cos(),
@@ -399,8 +401,9 @@ def tv_reconstruction(
         z = x + (before - 1) / t * (x - last)
     return x
 
-# %% ../nbs/25_ct.ipynb #bd616717
-MU_WATER = .02 # attenuation of water, per mm, for X-rays of about 65 keV
+# %% ../nbs/25_ct.ipynb #46fc8ba0
+#: Attenuation of water, per mm, for X-rays of about 65 keV.
+MU_WATER = .02
 
 
 def line_integrals(
