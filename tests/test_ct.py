@@ -202,7 +202,7 @@ def test_memory_at_512_by_512_is_that_of_one_view():
     assert not ct.ParallelBeam(512, half_turn(720)).kept() and ct.ParallelBeam(512, half_turn(180)).kept()
     run = "op = ct.ParallelBeam(512, torch.arange({0}) * math.pi / {0}, limit=0)\nassert op.normal(torch.ones(1, *op.image)).isfinite().all()"
     few, many = peak(run.format(2)), peak(run.format(16))
-    assert many < 300 and many < few + 40, (few, many)
+    assert many < 300 and many < few + 120, (few, many)                                   # kept weights of 14 more views would be 190
 
 
 # --------------------------------------------------------------------------------------------------------------- bad input
