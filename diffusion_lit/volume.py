@@ -277,14 +277,14 @@ def reconstruct_ct(
     residual = norm((A.forward(x) - y) / σ) / math.prod(operator.sinogram)**.5
     return CTReconstruction(to_hounsfield(x), residual, best.item())
 
-# %% ../nbs/26_volume.ipynb #4f7bb9cd
+# %% ../nbs/26_volume.ipynb #7b39c86c
 def draw_planes(
     volumes: dict, # name -> volume `[slice, 1, H, W]`
     at: float = .5, # where to cut all of them, in [0, 1]
     low: float = 0., high: float = 2., # black and white
 ): # a matplotlib figure
     "Axial, coronal and sagittal cuts of volumes, one column for each of them."
-    plt = need("matplotlib.pyplot", "book")
+    plt = need("matplotlib.pyplot", "page")
     fig, axes = plt.subplots(3, len(volumes), figsize=(1.25 * len(volumes), 3.7), squeeze=False)
     for column, (name, x) in zip(axes.T, volumes.items()):
         for ax, (plane, pictures) in zip(column, cuts(x).items()):
