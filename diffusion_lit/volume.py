@@ -26,7 +26,7 @@ from .sampler import check_sigmas, ddim_sigmas, log_sigmas, sample, start_noise
 from .sde import DDPM, Noise
 from .training import read_tensors, write_tensors
 
-# %% ../nbs/26_volume.ipynb #d755dbf8
+# %% ../nbs/26_volume.ipynb #53a6539e
 class SliceDifferences(LinearOperator):
     "D of (eq-volume) along the first axis; the last difference is zero, or that to the first slice."
     def __init__(self,
@@ -42,9 +42,8 @@ class SliceDifferences(LinearOperator):
         return d
 
     def adjoint(self, d):
-        back = d.roll(1, 0) - d
-        if self.ends == "open": back[0], back[-1] = -d[0], d[-2] if len(d) > 1 else 0
-        return back if self.ends == "circular" or len(d) > 1 else torch.zeros_like(d)
+        if self.ends == "open": d = torch.cat([d[:-1], torch.zeros_like(d[-1:])])
+        return d.roll(1, 0) - d
 
 # %% ../nbs/26_volume.ipynb #30f3de29
 def shrink(
@@ -133,7 +132,7 @@ def fingerprint(
     measured = hashlib.sha256(y.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     return dict(shape=[*y.shape], measured=measured) | {k: tell(v) for k, v in settings._asdict().items()}
 
-# %% ../nbs/26_volume.ipynb #fedf5d50
+# %% ../nbs/26_volume.ipynb #fbd4693c
 def take_up(
     path: str | Path | None, # a file that a walk left behind, or will; None: nothing is kept
     facts: dict, # `fingerprint` of this run
@@ -142,9 +141,9 @@ def take_up(
     "What an interrupted walk left; ValueError for a file that is damaged, foreign, or of another run."
     if path is None or not Path(path).exists(): return {}, {}
     tensors, was = read_tensors(path)
-    if set(tensors) != {"z", "d", "p"}:
+    if set(tensors) != {"z", "d", "p"} or not {"seed", "done"} <= set(was):
         raise ValueError(f"{path}: expected a walk of dds_volume, found {[*tensors]}")
-    now = facts | dict(seed=was["seed"] if seed is None else seed)
+    now = facts | ({} if seed is None else dict(seed=seed))
     if wrong := [k for k in now if now[k] != was.get(k)]:
         raise ValueError(f"{path}: belongs to another run, which differs in {', '.join(wrong)}")
     return tensors, was
@@ -187,7 +186,7 @@ def start_walk(
     first, law = torch.Generator(back.device).manual_seed(number), getattr(denoiser, "noise", Noise())
     return start_noise(len(back), shape, sigma, law, first, back.device, back.real.dtype), number, 0
 
-# %% ../nbs/26_volume.ipynb #5bf67f95
+# %% ../nbs/26_volume.ipynb #90f1bdf5
 def dds_volume(
     denoiser, # `Denoiser` or function (z, sigma) → x0, for slices; complex ones as two real channels
     operator: LinearOperator, # A, slice by slice, of length about one
@@ -209,8 +208,9 @@ def dds_volume(
     back = check_measurement(operator, y, check_noise(noise, 1)[0], None)
     s = volume_settings(like, calls, back.shape[-1])._replace(**changes)
     if sigmas is not None: s = s._replace(sigmas=torch.as_tensor(sigmas))
-    levels, facts = check_sigmas(s.sigmas), fingerprint(y, s)
-    step = volume_step(operator, y, s, float(noise), sigma_data or getattr(denoiser, "sigma_data", .5))
+    levels, σd = check_sigmas(s.sigmas), sigma_data or getattr(denoiser, "sigma_data", .5)
+    step = volume_step(operator, y, s, float(noise), σd)
+    facts = fingerprint(y, s) | dict(noise=float(noise), sigma_data=float(σd))
     z, number, done = start_walk(denoiser, step, facts, levels[0], generator, resume)
     for i, (σ, σ1) in enumerate(tqdm([*pairwise(levels)], disable=not progress)):
         if i < done: continue

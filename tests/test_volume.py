@@ -146,11 +146,12 @@ def test_files_that_are_no_walk(tmp_path):
     path = tmp_path / "walk"
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(ValueError, match="walk"): go(resume=path)
-    write_tensors(path, dict(weight=torch.ones(2)), {})
-    with pytest.raises(ValueError, match="expected a walk"): go(resume=path)
+    for tensors in (dict(weight=torch.ones(2)), {name: torch.ones(2) for name in "zdp"}):
+        write_tensors(path, tensors, {})
+        with pytest.raises(ValueError, match="expected a walk"): go(resume=path)
     path.unlink()
     go(resume=path)
-    for word, options in dict(measured=dict(y=Y * 2), tv=dict(tv=1.), sigmas=dict(sigmas=[1., .5, 0.]), seed=dict(generator=seed(9))).items():
+    for word, options in dict(measured=dict(y=Y * 2), tv=dict(tv=1.), noise=dict(noise=.02), sigma_data=dict(sigma_data=.3), sigmas=dict(sigmas=[1., .5, 0.]), seed=dict(generator=seed(9))).items():
         with pytest.raises(ValueError, match=word): go(resume=path, **options)
     (tmp_path / "walk").write_bytes((tmp_path / "walk").read_bytes()[:-40])
     with pytest.raises(ValueError, match="walk"): go(resume=path)
