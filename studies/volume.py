@@ -18,7 +18,7 @@ from diffusion_lit.page import need
 from diffusion_lit.volume import dds_volume, plane_quality, volume_settings
 
 NOISE = .01
-TASKS = {"8 views": (8, 180), "4 views": (4, 180), "2 views": (2, 180), "90 degrees": (90, 90)}                # views, over degrees
+TASKS = {"8 views": (8, 180), "4 views": (4, 180), "2 views": (2, 180), "90 degrees": (90, 90), "120 degrees": (120, 120)}     # views, over degrees
 CALLS = 19, 49, 99
 
 
@@ -129,9 +129,9 @@ def classical(size, number, task, method, recipe=None):
     return judged(x, truth) | dict(weight=weight, seconds=seconds)
 
 
-def diffusion(size, number, task, calls, recipe, slices=None, **options):
+def diffusion(size, number, task, calls, recipe, slices=None, part="test", **options):
     "DDS for the volume, or for a slab of it."
-    truth = head(size, number)[slice(*(slices or [None]))]
+    truth = head(size, number, part)[slice(*(slices or [None]))]
     beam, A, y = measured(truth, task)
     with torch.no_grad(): x, seconds = timed(lambda: dds_volume(prior(), A, y, noise=NOISE, calls=calls, generator=generator(1), progress=True, **options))
     return judged(x, truth) | dict(calls=calls, seconds=seconds, residual=round_to(float((A.forward(x) - y).square().mean()**.5) / NOISE))
@@ -180,18 +180,20 @@ def cells():
         for calls in (49,) if few else CALLS if many else CALLS[:2]: yield name + f"DDS {calls}", diffusion, at | dict(calls=calls)
         if not few: yield name + "slice by slice 49", diffusion, at | dict(calls=49, tv=0.)
         if many and not few: yield name + "published 49", diffusion, at | dict(calls=49, like="published")
-    for number in (0, 1): yield from case(64, "8 views", number, True)
-    for label, which in REPAIRS.items(): yield f"repair, 8 views, head 0: {label}", repair, dict(size=64, number=0, task="8 views", recipe=recipe, **which)
-    slab = dict(size=64, number=0, slices=[20, 52], task="8 views", recipe=recipe)
-    for calls in (49, 99, 199): yield f"slab: DDS {calls}", diffusion, slab | dict(calls=calls)
-    yield "slab: published 49", diffusion, slab | dict(calls=49, like="published")
-    for calls in (100, 1000, 4000): yield f"slab: DiffusionMBIR {calls}", mbir, slab | dict(calls=calls)
+    for task in TASKS:
+        for number in (0, 1): yield from case(64, task, number, True)
+    for number in (0, 1):
+        at = dict(size=64, number=number, task="8 views", recipe=recipe)
+        for label, which in REPAIRS.items(): yield f"repair, 8 views, head {number}: {label}", repair, at | which
+        for label, options in WITHOUT.items(): yield f"without, 8 views, head {number}: {label}", diffusion, at | dict(calls=49) | options
+        slab = at | dict(slices=[20, 52])
+        for calls in (49, 99, 199): yield f"slab, head {number}: DDS {calls}", diffusion, slab | dict(calls=calls)
+        yield f"slab, head {number}: published 49", diffusion, slab | dict(calls=49, like="published")
+        for calls in (100, 1000, 4000): yield f"slab, head {number}: DiffusionMBIR {calls}", mbir, slab | dict(calls=calls)
+    for task in ("8 views", "90 degrees"):
+        for tv in (0., .3, 1., 3.): yield f"training head, {task}: tv {tv:g}", diffusion, dict(size=64, number=0, part="train", task=task, calls=49, tv=tv, recipe=recipe)
     yield "full size", full, dict(calls=3, recipe=recipe)
-    yield from case(128, "8 views", 0, False, few=True)
-    for number in (0, 1): yield from case(64, "90 degrees", number, True)
-    for number in (0, 1): yield from case(64, "2 views", number, False)
-    yield from case(64, "4 views", 0, False)
-    for label, options in WITHOUT.items(): yield f"without, 8 views, head 0: {label}", diffusion, dict(size=64, number=0, task="8 views", calls=49, recipe=recipe, **options)
+    for task in ("8 views", "4 views", "2 views", "90 degrees"): yield from case(128, task, 0, False, few=True)
 
 
 if __name__ == "__main__":
