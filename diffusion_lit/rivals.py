@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['reverse_diffusion', 'score_mri', 'diffusion_mbir', 'gradient_step', 'dps', 'ddnm', 'dense_low', 'diffpir']
 
-# %% ../nbs/27_rivals.ipynb #f2e36f15
+# %% ../nbs/27_rivals.ipynb #cabcac31
 import math
 from collections.abc import Callable
 from itertools import pairwise
 import torch
 from torch import Tensor
-from .dds import InPieces, check_measurement, check_noise, data_step, fork, from_noise, on_images
+from .dds import (InPieces, check_measurement, check_noise, data_step, fork, from_noise, on_images,
+                               state_shape)
 from .krylov import LinearOperator, column, conjugate_gradient, norm
 from .mri import to_complex
 from .sampler import Rows, check_sigmas, ddim_sigmas, langevin_step, log_sigmas
@@ -26,7 +27,7 @@ def reverse_diffusion(
     "The split of the reverse diffusion predictor (eq-reverse-step; Song et al. 2021, algorithm 2)."
     return sigma_next**2 / sigma, math.sqrt(sigma**2 - sigma_next**2) if sigma_next else 0.
 
-# %% ../nbs/27_rivals.ipynb #3e61fc3a
+# %% ../nbs/27_rivals.ipynb #431cc7d8
 def score_mri(
     denoiser, # `Denoiser` or function (z, sigma) → x0; complex images as two real channels
     operator: LinearOperator, # A, of norm at most 1
@@ -47,8 +48,7 @@ def score_mri(
     if not snr > 0: raise ValueError(f"snr must be positive, got {snr}")
     asked = InPieces(denoiser, batch)
     consistent = on_images(lambda x: x + step * operator.adjoint(y - operator.forward(x)), back)
-    shape = (2, *back.shape[2:]) if back.is_complex() else back.shape[1:]
-    streams = Rows(len(y), shape, *fork(generator, 1, back.device), back.device, back.real.dtype)
+    streams = Rows(len(y), state_shape(back), *fork(generator, 1, back.device), back.device, back.real.dtype)
     def project(z, σ):
         z = consistent(z)
         if not σ: return z
@@ -102,7 +102,7 @@ def gradient_step(
     correct.needs_grad = True
     return correct
 
-# %% ../nbs/27_rivals.ipynb #d458975d
+# %% ../nbs/27_rivals.ipynb #f54a48b6
 def dps(
     denoiser, # `Denoiser` or differentiable function (z, sigma) → x0; complex images as two real channels
     operator: LinearOperator, # A
@@ -121,8 +121,7 @@ def dps(
     back = check_measurement(operator, y, noise, None)
     levels, project = ddim_sigmas(DDPM(), calls) if sigmas is None else sigmas, None
     if constrain:
-        shape = (2, *back.shape[2:]) if back.is_complex() else back.shape[1:]
-        streams = Rows(len(y), shape, *fork(generator, 1, back.device), back.device, back.real.dtype)
+        streams = Rows(len(y), state_shape(back), *fork(generator, 1, back.device), back.device, back.real.dtype)
         as_image = to_complex if back.is_complex() else lambda x: x
         def project(z, σ):
             target = back + σ * operator.normal(as_image(streams.randn()))

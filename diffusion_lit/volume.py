@@ -7,7 +7,7 @@ __all__ = ['SliceDifferences', 'shrink', 'VolumeStep', 'VolumeSettings', 'volume
            'volume_step', 'start_walk', 'dds_volume', 'cuts', 'plane_quality', 'CTReconstruction', 'reconstruct_ct',
            'draw_planes']
 
-# %% ../nbs/26_volume.ipynb #f9b22960
+# %% ../nbs/26_volume.ipynb #d65d7942
 import hashlib
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from .ct import MU_WATER, Beam, Weights, check_numbers, to_hounsfield
-from .dds import InPieces, check_measurement, check_noise, on_images, unknown_variance
+from .dds import InPieces, check_measurement, check_noise, on_images, state_shape, unknown_variance
 from .krylov import LinearOperator, conjugate_gradient, norm
 from .mri import psnr, ssim, to_complex
 from .page import need
@@ -164,7 +164,7 @@ def volume_step(
     if γ == "adaptive": γ, τ = lambda σ: r2(σ) / max(noise, 1e-4)**2, lambda σ: r2(σ) * s.tv
     return VolumeStep(operator, y, γ, τ, s.rho, s.cg, s.ends, s.near)
 
-# %% ../nbs/26_volume.ipynb #bedd3f79
+# %% ../nbs/26_volume.ipynb #cb9386e3
 def start_walk(
     denoiser, # for its law of noise
     step: VolumeStep, # gets back what it remembered
@@ -182,9 +182,8 @@ def start_walk(
     if kept:
         step.d, step.p = (kept[name].to(back) for name in "dp")
         return kept["z"].to(back.real), number, was["done"]
-    shape = (2, *back.shape[2:]) if back.is_complex() else back.shape[1:]
     first, law = torch.Generator(back.device).manual_seed(number), getattr(denoiser, "noise", Noise())
-    return start_noise(len(back), shape, sigma, law, first, back.device, back.real.dtype), number, 0
+    return start_noise(len(back), state_shape(back), sigma, law, first, back.device, back.real.dtype), number, 0
 
 # %% ../nbs/26_volume.ipynb #90f1bdf5
 def dds_volume(
