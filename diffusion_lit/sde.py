@@ -9,7 +9,7 @@ __all__ = ['Noise', 'number', 'Process', 'VP', 'SubVP', 'EDM', 'VE', 'interpolat
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_sde.ipynb #67980e31
+# %% ../nbs/02_sde.ipynb #da291efe
 class Noise:
     "The law of the noise ν = m + g ε with ε standard normal: N(m, g²), element by element."
     def __init__(self,
@@ -29,7 +29,11 @@ class Noise:
         return m + g * ε
 
     def like(self, z: Tensor) -> tuple:
-        "m and g, on the device and of the type of `z`."
+        "m and g, on the device and of the type of `z`; ValueError where their shapes do not fit its."
+        for a in (self.mean, self.std):
+            shape = getattr(a, "shape", ())
+            if len(shape) > z.ndim or any(n not in (1, k) for n, k in zip(shape[::-1], z.shape[::-1])):
+                raise ValueError(f"noise of shape {tuple(a.shape)} does not fit points of shape {tuple(z.shape)}")
         return tuple(a.to(z) if isinstance(a, Tensor) else a for a in (self.mean, self.std))
 
 # %% ../nbs/02_sde.ipynb #49b0b359
