@@ -1,12 +1,15 @@
 """Every page, opened from the disk in a Chromium without a network: nothing fails, nothing leaves, everything shows."""
 import os
 import shutil
+from pathlib import Path
 
+import axe_playwright_python
 import pytest
 from playwright.sync_api import sync_playwright
 from test_book import HTML, PAGES
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "phone": ("light", 390)}
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: pages not opened (apt-get install chromium, or set CHROMIUM)")
 
@@ -63,6 +66,19 @@ def test_a_page_is_whole_in_light_in_dark_and_on_a_phone(visit, page):
         tab.set_viewport_size({"width": width, "height": 900})
         tab.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
         assert tab.evaluate(FAULTS) == [], look
+
+
+@pytest.mark.parametrize("page", PAGES if os.environ.get("AXE") else ["nbs/index.html", "nbs/00_page.html", "nbs/glossary.html", "nbs/26_volume.html"])
+def test_a_page_is_accessible(visit, page):
+    "No serious or critical finding of axe, in light and in dark; AXE=1 looks at every page, which takes ten minutes."
+    tab = visit(page)
+    tab.evaluate(AXE)
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        tab.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+        found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        told = [(v["id"], n["html"][:120], n["failureSummary"][:200]) for v in found if v["impact"] in ("serious", "critical") for n in v["nodes"]]
+        assert not told, (scheme, told[:3])
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page[4].isdigit()])
