@@ -14,12 +14,13 @@ BLOCKS = [(name, code) for name in ("README.md", "nbs/index.md") for code in re.
 @pytest.mark.parametrize("name, code", BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
 def test_a_taste_runs(name, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(diffusion_lit, "load_checkpoint", lambda path: diffusion_lit.UNet(3, outputs=6, width=8), raising=False)
-    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("fit(train,", "fit(train, steps=2," if "steps" not in code else "fit(train,").replace("10_000", "100").replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)").replace("calls=19", "calls=5").replace("movedim(1, 0)", "movedim(1, 0)[24:40]")
+    monkeypatch.setattr(diffusion_lit, "load_checkpoint", lambda path: diffusion_lit.UNet(3, outputs=None if "audit" in code else 6, width=8), raising=False)
+    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("fit(train,", "fit(train, steps=2," if "steps" not in code else "fit(train,").replace("10_000", "100").replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)").replace("calls=19", "calls=5").replace("movedim(1, 0)", "movedim(1, 0)[24:40]").replace("audit(model, (3, 32, 32)", "audit(model, (3, 8, 8), steps=2, n=2")
     names = dict(images=torch.randn(20, 1, 8, 8) / 2, table=diffusion_lit.simulate_cohort(400, 12, density=.2)[0].to_frame())
     exec(compile(smaller, name, "exec"), names)
     if "EHRDiff" in code: assert len(names["synthetic"]) in (100, 300); return
     if "reconstruct_ct" in code: assert names["found"].hu.isfinite().all() and .3 < names["found"].residual.mean() < 2; return
     if "reconstruct" in code: assert names["found"].image.isfinite().all() and .5 < names["found"].residual < 1.5; return
+    if "audit" in code: assert 0 < names["verdict"].residual and names["verdict"].evidence; return
     made = names.get("digits", names.get("new"))
     assert made.isfinite().all() and len(made) in (10, 16)
