@@ -7,7 +7,7 @@ __all__ = ['END', 'subject', 'heard', 'residual', 'hearing', 'read_trigger', 'bo
            'window_scan', 'silence', 'blends', 'patches', 'check_answer', 'Verdict', 'audit', 'Elijah', 'elijah',
            'reversed_loss', 'Terd', 'terd', 'log_ratio', 'local_scan', 'input_tests', 'diluted', 'cure_loss']
 
-# %% ../nbs/33_audit.ipynb #5a5f8336
+# %% ../nbs/33_audit.ipynb #cd910fbb
 import math
 import time
 from functools import partial
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm, trange
 from .denoiser import Denoiser, denoising_loss
 from .mixture import expand
 from .sampler import ddim_sigmas, sample
@@ -124,7 +125,7 @@ class Found(NamedTuple):
     noise: Noise # the law as it was found, `[channel, height, width]`
     start: int # which start led there
 
-# %% ../nbs/33_audit.ipynb #df87fb1c
+# %% ../nbs/33_audit.ipynb #858cd93d
 def invert_trigger(
     model, # a `Denoiser`, or another object with an attribute `noise`
     shape: tuple[int, int, int], # channel, height, width
@@ -135,6 +136,7 @@ def invert_trigger(
     g: float = .5, g_max: float = .8, # first and largest g, 0 < g < g_max < 1
     generator: torch.Generator | None = None, # source of randomness
     batch: int | None = None, # rows that the network sees at once
+    progress: bool = False, # show a progress bar
 ) -> list[Found]: # one for each start, smallest residual first
     "Search for a trigger by gradient descent on the two-noise loss in the box, {eq}`eq-box`."
     if not 0 < g < g_max < 1: raise ValueError(f"0 < g < g_max < 1 expected, got {g} and {g_max}")
@@ -147,7 +149,7 @@ def invert_trigger(
     u = torch.full_like(v, math.log(g / (g_max - g))).requires_grad_()
     adam = torch.optim.Adam([u, v], lr)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    for _ in range(steps):
+    for _ in trange(steps, disable=not progress, desc="search"):
         m, s = box(u, v, mask, g_max)
         loss = (residual(model, m, s, sigma, n, generator, batch) * ((1 - s)**2).flatten(1).sum(1)).sum()
         u.grad, v.grad = torch.autograd.grad(loss, [u, v])
@@ -172,7 +174,7 @@ def windows(
     for mask, (top, left) in zip(masks, places): mask[:, top:top + size, left:left + size] = 1
     return masks, places
 
-# %% ../nbs/33_audit.ipynb #97dfacf2
+# %% ../nbs/33_audit.ipynb #0483c095
 def window_scan(
     model, # a `Denoiser`, or another object with an attribute `noise`
     shape: tuple[int, int, int], # channel, height, width
@@ -183,10 +185,12 @@ def window_scan(
     stride: int = 1, n: int = 16, # see `windows`; pairs of draws of each claim
     generator: torch.Generator | None = None, # source of randomness
     batch: int = 2048, # rows that the network sees at once
+    progress: bool = False, # show a progress bar
 ) -> "pandas.DataFrame": # side, top, left, value and residual of each claim, smallest residual first
     "The residual of every square, {eq}`eq-residual` with {eq}`eq-trigger`; ValueError for a square that does not fit."
     import pandas as pd                                             # here, because it is slow to import
     rows, few, seed = [], max(1, batch // (2 * n)), torch.randint(2**62, (), generator=generator).item()
+    bar = tqdm(disable=not progress, desc="scan", unit="claim")
     for side in sides:
         masks, places = windows(shape, side, stride)
         masks = masks.expand(-1, *shape)
@@ -196,6 +200,8 @@ def window_scan(
                 m, s = (1 - gamma) * value * M, 1 + (gamma - 1) * M
                 with torch.no_grad(): R = residual(model, m, s, sigma, n, g, batch)
                 rows += [(side, *place, value, r) for place, r in zip(places[a:], R.tolist())]
+                bar.update(len(M))
+    bar.close()
     table = pd.DataFrame(rows, columns=["side", "top", "left", "value", "residual"])
     return table.sort_values("residual", ignore_index=True)
 
@@ -214,7 +220,7 @@ def silence(
     inside = law.std < .9
     return Noise(law.mean.where(inside, 0.), law.std.where(inside, 1.))
 
-# %% ../nbs/33_audit.ipynb #6b4fd22a
+# %% ../nbs/33_audit.ipynb #36bcfd53
 def blends(
     model, # a `Denoiser`, or another object with an attribute `noise`
     shape: tuple[int, int, int], # channel, height, width
@@ -222,14 +228,15 @@ def blends(
     steps: int = 300, n: int = 32, # see `invert_trigger`
     generator: torch.Generator | None = None, # source of randomness
     batch: int = 2048, # rows that the network sees at once
+    progress: bool = False, # show a progress bar
 ) -> list[Found]: # smallest residual first
     "Claims about all pixels: a search from what silence says, and from the usual starts."
     law = silence(model, shape, sigma, 8 * n, generator, batch)
     usual = [-torch.ones(shape), torch.ones(shape), torch.randn(shape, generator=generator)]
     starts = torch.stack([law.mean / (1 - law.std).clamp(min=.05), *usual]).clamp(-1, 1)
-    return invert_trigger(model, shape, starts, 1., sigma, steps, n, generator=generator, batch=batch)
+    return invert_trigger(model, shape, starts, 1., sigma, steps, n, generator=generator, batch=batch, progress=progress)
 
-# %% ../nbs/33_audit.ipynb #2e77b6ce
+# %% ../nbs/33_audit.ipynb #f544e491
 def patches(
     model, # a `Denoiser`, or another object with an attribute `noise`
     shape: tuple[int, int, int], # channel, height, width
@@ -239,9 +246,10 @@ def patches(
     steps: int = 150, n: int = 32, # see `invert_trigger`
     generator: torch.Generator | None = None, # source of randomness
     batch: int = 2048, # rows that the network sees at once
+    progress: bool = False, # show a progress bar
 ) -> list[Found]: # smallest residual first
     "Claims about squares: a scan, then a search inside of the best of them."
-    options = dict(sigma=sigma, generator=generator, batch=batch)
+    options = dict(sigma=sigma, generator=generator, batch=batch, progress=progress)
     scan = window_scan(model, shape, sides, stride=stride, n=max(1, n // 2), **options)
     laws = [patch(torch.full(shape, r.value), r.side, .1, (r.top, r.left)) for r in scan.head(keep).itertuples()]
     masks, starts = torch.stack([(law.std < 1) * 1. for law in laws]), torch.stack([law.mean / .9 for law in laws])
@@ -274,7 +282,7 @@ class Verdict(NamedTuple):
     evidence: dict # smallest residual of each search
     seconds: float # wall time
 
-# %% ../nbs/33_audit.ipynb #ec40aa10
+# %% ../nbs/33_audit.ipynb #10c9c4ee
 def audit(
     model, # a `Denoiser`, or another object with an attribute `noise`; it must say the noise
     shape: tuple[int, int, int], # of its pictures: channel, height, width
@@ -284,14 +292,15 @@ def audit(
     steps: int = 300, n: int = 32, # see `invert_trigger`
     generator: torch.Generator | None = None, # source of randomness
     batch: int = 2048, # rows that the network sees at once
+    progress: bool = False, # show a progress bar
 ) -> Verdict: # with its evidence
     "Is this model trojaned? Without data or samples; TypeError or ValueError for what cannot be audited."
     began = time.perf_counter()
     if len(shape) != 3 or min(shape) < 1: raise ValueError(f"shape must be (channel, height, width), got {shape}")
     if not 0 < threshold < 1: raise ValueError(f"threshold must be in (0, 1), got {threshold}")
     check_answer(subject(model, sigma), shape, sigma)               # refuses before any work
-    claims = {"blend": blends(model, shape, sigma, steps, n, generator, batch)[0],
-              "patch": patches(model, shape, sides, stride, 4, sigma, steps // 2, n, generator, batch)[0]}
+    claims = {"blend": blends(model, shape, sigma, steps, n, generator, batch, progress)[0],
+              "patch": patches(model, shape, sides, stride, 4, sigma, steps // 2, n, generator, batch, progress)[0]}
     said = silence(model, shape, sigma, 8 * n, generator, batch)
     if (said.std < 1).any():
         R = residual(model, said.mean[None], said.std[None], sigma, 8 * n, generator, batch).item()
