@@ -22,8 +22,9 @@ from .sampler import ddim_sigmas, sample
 from .sde import DDPM, Noise
 from .trojan import patch, under
 
-# %% ../nbs/33_audit.ipynb #e638ac37
-END = float(DDPM().sigmas[-1]) # σ where the chain of 1,000 steps ends
+# %% ../nbs/33_audit.ipynb #585d8a29
+#: σ where the chain of 1,000 steps ends
+END = float(DDPM().sigmas[-1])
 
 # %% ../nbs/33_audit.ipynb #f7aa7b24
 def subject(
