@@ -28,6 +28,9 @@ FAULTS = r"""() => {
   return faults;
 }"""
 
+SETTLED = """() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
+    .then(() => Promise.allSettled(document.getAnimations().map(fade => fade.finished)))"""
+
 
 @pytest.fixture(scope="module")
 def chromium(book):
@@ -76,6 +79,7 @@ def test_a_page_is_accessible(visit, page):
     for scheme in ("light", "dark"):
         tab.emulate_media(color_scheme=scheme)
         tab.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+        tab.evaluate(SETTLED)
         found = tab.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
         told = [(v["id"], n["html"][:120], n["failureSummary"][:200]) for v in found if v["impact"] in ("serious", "critical") for n in v["nodes"]]
         assert not told, (scheme, told[:3])
