@@ -10,12 +10,22 @@ import diffusion_lit
 ROOT = Path(__file__).parents[1]
 BLOCKS = [(name, code) for name in ("README.md", "nbs/index.md") for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)]
 
+SMALLER = {"EHRDiff()": "EHRDiff(hidden=(16,))", "fit(train, progress": "fit(train, steps=2, progress", "fit(train, resume": "fit(train, steps=2, resume", "10_000": "100", "DDPM(), 50": "DDPM(), 2", "karras_sigmas(18)": "karras_sigmas(2)",
+           "calls=49": "calls=4", "calls=19, samples=4": "calls=4, samples=2", "calls=19": "calls=5", "movedim(1, 0)": "movedim(1, 0)[24:40]", "slice(10, 12)": "slice(0, 1)", "(3, 32, 32)": "(3, 8, 8)", "audit(model, ": "audit(model, steps=2, n=2, shape="}
+
+
+def shrink(code):
+    "The same lines at a size that ends in seconds."
+    code = re.sub(r"steps=\d+", "steps=2", code)
+    for large, small in SMALLER.items(): code = code.replace(large, small)
+    return code
+
 
 @pytest.mark.parametrize("name, code", BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
 def test_a_taste_runs(name, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diffusion_lit, "load_checkpoint", lambda path: diffusion_lit.UNet(3, outputs=None if "audit" in code else 6, width=8), raising=False)
-    smaller = re.sub(r"steps=\d+", "steps=2", code).replace("fit(train,", "fit(train, steps=2," if "steps" not in code else "fit(train,").replace("10_000", "100").replace("DDPM(), 50", "DDPM(), 2").replace("karras_sigmas(18)", "karras_sigmas(2)").replace("calls=19", "calls=5").replace("movedim(1, 0)", "movedim(1, 0)[24:40]").replace("audit(model, (3, 32, 32)", "audit(model, (3, 8, 8), steps=2, n=2")
+    smaller = shrink(code)
     names = dict(images=torch.randn(20, 1, 8, 8) / 2, table=diffusion_lit.simulate_cohort(400, 12, density=.2)[0].to_frame())
     exec(compile(smaller, name, "exec"), names)
     if "EHRDiff" in code: assert len(names["synthetic"]) in (100, 300); return
